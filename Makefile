@@ -1,0 +1,62 @@
+# Every target sets up .venv by itself; a second run does nothing twice.
+#   make demo     the main job: fused heads against eager PyTorch and torch.compile, on real photographs
+#   make test     the test suite
+#   make bench    the benchmark suites
+#   make lint     ruff and clang-format
+#   make format   what ruff and clang-format can mend
+#   make cuda     compile the CUDA part too (needs nvcc, not a GPU)
+#   make clean    remove what was built, but not .venv
+# ARGS adds options: make demo ARGS=--quick, make test ARGS="-k argmax".
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
+EXTRAS := bench,test,triton,lint
+# A GPU that is visible gets its kernels; elsewhere the CPU part alone keeps the build short.
+BUILD := $(shell nvidia-smi -L 2>/dev/null | grep -q GPU && echo auto || echo cpu)
+
+INSTALLED := $(VENV)/.installed-$(BUILD)
+SOURCES := $(wildcard csrc/* csrc/cpu/* csrc/cuda/*) setup.py build_kernels.py pyproject.toml
+
+.PHONY: demo test bench lint format cuda clean
+
+demo: $(INSTALLED)
+	$(BIN)/fcn-kernels bench $(ARGS)
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest $(ARGS)
+
+bench: $(INSTALLED)
+	$(BIN)/python -m pytest benchmarks $(ARGS)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*')
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $$(git ls-files 'csrc/*')
+
+cuda: $(VENV)/.tools
+	FCN_KERNELS_BUILD=cuda $(PIP) --no-build-isolation -e ".[$(EXTRAS)]"
+	@touch $(INSTALLED)
+	$(BIN)/fcn-kernels info
+
+clean:
+	rm -rf build dist *.egg-info fcn_kernels/_C*.so $(VENV)/.installed-*
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# torch first and on its own: nothing that comes later chooses another one.
+$(VENV)/.tools: | $(BIN)/python
+	$(PIP) "$(TORCH)"
+	$(PIP) "setuptools>=77" wheel ninja "pybind11>=2.12" build
+	@touch $@
+
+$(INSTALLED): $(VENV)/.tools $(SOURCES)
+	FCN_KERNELS_BUILD=$(BUILD) $(PIP) --no-build-isolation -e ".[$(EXTRAS)]"
+	@touch $@
