@@ -1,0 +1,89 @@
+// What every skin checks before it touches memory, and how it reads tensors. The public Python functions check first
+// and say more; these checks hold for whoever calls the raw operators.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "sampling.h"
+
+namespace fcn {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+template <typename... Args>
+[[noreturn]] void fail(const char* op, const Args&... args) {
+  std::ostringstream message;
+  message << op << ": ";
+  (message << ... << args);
+  throw std::runtime_error(message.str());
+}
+
+template <typename... Args>
+void check(bool condition, const char* op, const Args&... args) {
+  if (!condition) fail(op, args...);
+}
+
+inline std::string shape_of(const Tensor& t) {
+  std::ostringstream s;
+  s << "[";
+  for (int64_t i = 0; i < t.dim(); ++i) s << (i ? ", " : "") << t.size(i);
+  s << "]";
+  return s.str();
+}
+
+inline Sampling checked_sampling(const char* op, const std::vector<int64_t>& encoded) {
+  check(encoded.size() == kSamplingLength, op, "sampling has ", encoded.size(), " integers, expected ",
+        kSamplingLength);
+  const Sampling s = decode_sampling(encoded);
+  for (const Axis& a : {s.rows, s.cols}) {
+    check(a.in > 0 && a.out > 0 && a.den > 0 && a.num >= 0, op, "sampling must have positive sizes and denominators");
+  }
+  return s;
+}
+
+inline void check_image(const char* op, const char* name, const Tensor& t, int64_t height, int64_t width) {
+  check(t.dim() == 4, op, name, " must be [N, C, H, W], got shape ", shape_of(t));
+  check(t.size(2) == height && t.size(3) == width, op, name, " is ", t.size(2), " x ", t.size(3),
+        " but the sampling expects ", height, " x ", width);
+}
+
+inline bool is_channels_last(const Tensor& t) {
+  if (t.is_contiguous()) return false;
+  int64_t expected = 1;
+  for (int d : {1, 3, 2, 0}) {
+    if (t.size(d) == 0) return false;
+    if (t.size(d) != 1 && t.stride(d) != expected) return false;
+    expected *= t.size(d);
+  }
+  return true;
+}
+
+// [N, C, height, width], laid out as `like`: channels_last if that is, else contiguous.
+inline Tensor empty_image(const Tensor& like, int64_t height, int64_t width, ScalarType dtype) {
+  const std::vector<int64_t> size{like.size(0), like.size(1), height, width};
+  return torch::stable::empty(
+      size, dtype, torch::headeronly::Layout::Strided, like.device(), std::nullopt,
+      is_channels_last(like) ? torch::headeronly::MemoryFormat::ChannelsLast
+                             : torch::headeronly::MemoryFormat::Contiguous);
+}
+
+inline Tensor empty_vector(const Tensor& like, std::vector<int64_t> size, ScalarType dtype) {
+  return torch::stable::new_empty(like, size, dtype);
+}
+
+// The dtype that sums are kept in: float for the half types.
+inline ScalarType arithmetic_dtype(ScalarType dtype) {
+  return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+}  // namespace fcn

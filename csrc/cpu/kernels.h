@@ -1,0 +1,133 @@
+// The raw-pointer interface between the skins (NAME.cpp, which know tensors) and the kernels (NAME.simd.cpp, which
+// know vectors). A kernel computes one unit of work; units are a function of the shapes alone, never of the threads,
+// so every result has the same bits for any number of threads.
+#pragma once
+
+#include <stdint.h>
+
+namespace fcn {
+
+enum class DType : int { kFloat = 0, kDouble = 1, kHalf = 2, kBFloat16 = 3 };
+
+// An [N, C, H, W] tensor: strides in elements.
+struct Image {
+  void* data;
+  DType dtype;
+  int64_t batch, channels, height, width;
+  int64_t stride_n, stride_c, stride_h, stride_w;
+};
+
+// Output columns that share the input interval [index, index + 1], at most kMaxSteps of them: within a segment a
+// bilinear value is linear in k, pos = index + fraction + k * step.
+constexpr int kMaxSteps = 8;
+constexpr int kSegmentPadding = 16;  // count is a multiple of this: any vector width divides it
+
+struct Segments {
+  int64_t count;  // padded with segments of length 0
+  int steps;      // the longest segment
+  double step;    // num / den
+  const int64_t* index;
+  const int64_t* first;     // first output column
+  const int32_t* length;    // number of output columns
+  const double* fraction;   // of the first output column
+};
+
+// Output rows that share the input interval [index, index + 1].
+struct Band {
+  int64_t index;
+  int64_t begin, end;
+};
+
+// A unit of work: bands [begin, end) of one image. Contributions to input row `side_row` (the first row of the next
+// unit, -1: none) are kept apart, so that no two units write the same row.
+struct Unit {
+  int64_t begin, end;
+  int64_t side_row;
+};
+
+struct Geometry {
+  int64_t in_height, in_width, out_height, out_width;
+  bool clamp;
+  Segments columns;
+  const Band* bands;
+  const double* row_fraction;  // [out_height]
+  const Unit* units;
+  int64_t unit_count;  // per image
+  int64_t max_band_rows;
+};
+
+enum class LabelType : int { kUInt8 = 0, kInt16 = 1, kInt32 = 2, kInt64 = 3 };
+
+struct CrossEntropyArgs {
+  const Geometry* geometry;
+  Image x;
+  const void* target;  // [N, H, W] contiguous
+  LabelType target_type;
+  int64_t ignore_index;
+  const void* weight;  // [C] of the arithmetic type, or null
+  double weight_sum;   // sum of weight, or C
+  double label_smoothing;
+  // Reduced losses: per unit, the sum of the pixel losses and of the pixel weights; the first bad label (-1: none).
+  double* unit_loss;    // [N * unit_count], or null
+  double* unit_weight;  // [N * unit_count]
+  int64_t* unit_bad_label;
+  // Per-pixel results, of the arithmetic type, or null.
+  void* pixel_loss;         // [N, H, W]
+  void* pixel_lse;          // [N, H, W], written by the forward
+  const void* pixel_grad;   // [N, H, W], the backward's incoming gradient ...
+  const void* saved_lse;    // ... and what the forward wrote
+  // Gradient of the sum (weighted by pixel_grad where given), of the arithmetic type; zero-filled by the caller.
+  Image gradient;  // data null: not wanted
+  void* side;      // [N * unit_count, C, w]
+};
+
+struct SoftmaxArgs {
+  const Geometry* geometry;
+  Image x;
+  Image output;
+  bool log;
+};
+
+struct ArgmaxArgs {
+  const Geometry* geometry;
+  Image x;
+  void* labels;  // [N, H, W] contiguous
+  LabelType label_type;
+  void* confidence;  // [N, H, W] of the arithmetic type, or null
+};
+
+struct UpsampleArgs {
+  const Geometry* geometry;
+  Image x;
+  Image skip;  // its crop window; data null: none
+  double skip_scale;
+  Image output;
+};
+
+struct UpsampleBackwardArgs {
+  const Geometry* geometry;
+  Image grad;
+  Image output;  // the gradient of x
+  // Softmax backward: grad becomes p * (grad - sum_c(grad * p)) (log: grad - exp(out) * sum_c grad) on the way.
+  Image softmax;  // the forward's output; data null: plain adjoint
+  bool log;
+};
+
+struct Kernels {
+  const char* name;
+  // Bytes of scratch that one worker needs, and the unit of work `unit` in [0, batch * unit_count).
+  int64_t (*cross_entropy_scratch)(const CrossEntropyArgs&);
+  void (*cross_entropy)(const CrossEntropyArgs&, int64_t unit, void* scratch);
+  int64_t (*softmax_scratch)(const SoftmaxArgs&);
+  void (*softmax)(const SoftmaxArgs&, int64_t unit, void* scratch);
+  int64_t (*argmax_scratch)(const ArgmaxArgs&);
+  void (*argmax)(const ArgmaxArgs&, int64_t unit, void* scratch);
+  int64_t (*upsample_scratch)(const UpsampleArgs&);
+  int64_t (*upsample_units)(const UpsampleArgs&);
+  void (*upsample)(const UpsampleArgs&, int64_t unit, void* scratch);
+  int64_t (*upsample_backward_scratch)(const UpsampleBackwardArgs&);
+  int64_t (*upsample_backward_units)(const UpsampleBackwardArgs&);
+  void (*upsample_backward)(const UpsampleBackwardArgs&, int64_t unit, void* scratch);
+};
+
+}  // namespace fcn

@@ -1,0 +1,186 @@
+// Vectors of the instruction set that this translation unit is compiled for: Vec<float> and Vec<double> on top of the
+// compiler's vector extension, so that one source serves SSE2, AVX2, AVX-512 and NEON. Only C headers here: an inline
+// function shared with another instruction set's objects could be merged by the linker and crash an older processor.
+#pragma once
+
+#ifndef FCN_ISA
+#error "FCN_ISA names the instruction set (and namespace) that a .simd.cpp is compiled for"
+#endif
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+#define FCN_INLINE inline __attribute__((always_inline))
+#define FCN_RESTRICT __restrict__
+
+namespace fcn {
+namespace FCN_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+template <typename T>
+struct Simd;
+
+template <>
+struct Simd<float> {
+  using Int = int32_t;
+  typedef float V __attribute__((vector_size(kVectorBytes)));
+  typedef int32_t I __attribute__((vector_size(kVectorBytes)));
+};
+
+template <>
+struct Simd<double> {
+  using Int = int64_t;
+  typedef double V __attribute__((vector_size(kVectorBytes)));
+  typedef int64_t I __attribute__((vector_size(kVectorBytes)));
+};
+
+template <typename T>
+using Vec = typename Simd<T>::V;
+template <typename T>
+using IntVec = typename Simd<T>::I;
+template <typename T>
+constexpr int kLanes = kVectorBytes / sizeof(T);
+
+template <typename T>
+FCN_INLINE Vec<T> broadcast(T value) {
+  return value - Vec<T>{};
+}
+
+template <typename T>
+FCN_INLINE Vec<T> load(const T* p) {
+  Vec<T> v;
+  memcpy(&v, p, sizeof(v));
+  return v;
+}
+
+template <typename T>
+FCN_INLINE void store(T* p, Vec<T> v) {
+  memcpy(p, &v, sizeof(v));
+}
+
+// Maximum and minimum; where either is NaN the result is b (so `vmax(lo, x)` keeps a NaN x).
+#if defined(__AVX512F__)
+FCN_INLINE Vec<float> vmax(Vec<float> a, Vec<float> b) { return _mm512_max_ps(a, b); }
+FCN_INLINE Vec<double> vmax(Vec<double> a, Vec<double> b) { return _mm512_max_pd(a, b); }
+FCN_INLINE Vec<float> vmin(Vec<float> a, Vec<float> b) { return _mm512_min_ps(a, b); }
+FCN_INLINE Vec<double> vmin(Vec<double> a, Vec<double> b) { return _mm512_min_pd(a, b); }
+#elif defined(__AVX2__)
+FCN_INLINE Vec<float> vmax(Vec<float> a, Vec<float> b) { return _mm256_max_ps(a, b); }
+FCN_INLINE Vec<double> vmax(Vec<double> a, Vec<double> b) { return _mm256_max_pd(a, b); }
+FCN_INLINE Vec<float> vmin(Vec<float> a, Vec<float> b) { return _mm256_min_ps(a, b); }
+FCN_INLINE Vec<double> vmin(Vec<double> a, Vec<double> b) { return _mm256_min_pd(a, b); }
+#elif defined(__SSE2__)
+FCN_INLINE Vec<float> vmax(Vec<float> a, Vec<float> b) { return _mm_max_ps(a, b); }
+FCN_INLINE Vec<double> vmax(Vec<double> a, Vec<double> b) { return _mm_max_pd(a, b); }
+FCN_INLINE Vec<float> vmin(Vec<float> a, Vec<float> b) { return _mm_min_ps(a, b); }
+FCN_INLINE Vec<double> vmin(Vec<double> a, Vec<double> b) { return _mm_min_pd(a, b); }
+#else
+template <typename V>
+FCN_INLINE V vmax(V a, V b) {
+  return a > b ? a : b;
+}
+template <typename V>
+FCN_INLINE V vmin(V a, V b) {
+  return a < b ? a : b;
+}
+#endif
+
+// Whether any lane of a comparison's result is set.
+template <typename I>
+FCN_INLINE bool any(I mask) {
+#if defined(__AVX512F__)
+  return _mm512_movepi32_mask((__m512i)mask) != 0;
+#elif defined(__AVX2__)
+  return !_mm256_testz_si256((__m256i)mask, (__m256i)mask);
+#elif defined(__SSE2__)
+  return _mm_movemask_epi8((__m128i)mask) != 0;
+#else
+  bool result = false;
+  for (size_t l = 0; l < sizeof(I) / sizeof(mask[0]); ++l) result |= mask[l] != 0;
+  return result;
+#endif
+}
+
+// Lane i of the result is lane i / 2 of a (i even) or of b (i odd), taken from the lower or the upper halves.
+template <typename T, bool Upper>
+FCN_INLINE Vec<T> zip(Vec<T> a, Vec<T> b) {
+  constexpr int L = kLanes<T>, h = Upper ? L / 2 : 0;
+#define FCN_LANE(i) ((i) % 2 ? L + h + (i) / 2 : h + (i) / 2)
+#if defined(__clang__)
+#define FCN_SHUFFLE(...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define FCN_SHUFFLE(...) __builtin_shuffle(a, b, IntVec<T>{__VA_ARGS__})
+#endif
+  if constexpr (L == 2) {
+    return FCN_SHUFFLE(FCN_LANE(0), FCN_LANE(1));
+  } else if constexpr (L == 4) {
+    return FCN_SHUFFLE(FCN_LANE(0), FCN_LANE(1), FCN_LANE(2), FCN_LANE(3));
+  } else if constexpr (L == 8) {
+    return FCN_SHUFFLE(FCN_LANE(0), FCN_LANE(1), FCN_LANE(2), FCN_LANE(3), FCN_LANE(4), FCN_LANE(5), FCN_LANE(6),
+                       FCN_LANE(7));
+  } else {
+    return FCN_SHUFFLE(FCN_LANE(0), FCN_LANE(1), FCN_LANE(2), FCN_LANE(3), FCN_LANE(4), FCN_LANE(5), FCN_LANE(6),
+                       FCN_LANE(7), FCN_LANE(8), FCN_LANE(9), FCN_LANE(10), FCN_LANE(11), FCN_LANE(12), FCN_LANE(13),
+                       FCN_LANE(14), FCN_LANE(15));
+  }
+#undef FCN_SHUFFLE
+#undef FCN_LANE
+}
+
+// K vectors v[k] with lanes l, K a power of two, become K vectors that hold element (l, k) at position l * K + k.
+template <typename T, int K>
+FCN_INLINE void interleave(Vec<T>* v) {
+  if constexpr (K > 1) {
+    // Rows k and k + K/2 meet first, so that after log2(K) perfect shuffles k is the fastest index.
+    Vec<T> even[K / 2], odd[K / 2];
+    Vec<T> t[K];
+    for (int k = 0; k < K / 2; ++k) {
+      t[2 * k] = zip<T, false>(v[k], v[k + K / 2]);
+      t[2 * k + 1] = zip<T, true>(v[k], v[k + K / 2]);
+    }
+    // t[2k + half] holds lanes of one half with the pair (k, k + K/2) fastest; treat each half on its own.
+    if constexpr (K > 2) {
+      for (int k = 0; k < K / 2; ++k) {
+        even[k] = t[2 * k];
+        odd[k] = t[2 * k + 1];
+      }
+      interleave<T, K / 2>(even);
+      interleave<T, K / 2>(odd);
+      for (int k = 0; k < K / 2; ++k) {
+        v[k] = even[k];
+        v[k + K / 2] = odd[k];
+      }
+    } else {
+      v[0] = t[0];
+      v[1] = t[1];
+    }
+  }
+}
+
+// Denormal results flush to zero while one of these lives: a softmax tail far below 1e-38 would otherwise trap to
+// microcode in every step of its chain.
+struct FlushDenormals {
+#if defined(__SSE2__)
+  unsigned int saved = _mm_getcsr();
+  FlushDenormals() { _mm_setcsr(saved | 0x8040); }
+  ~FlushDenormals() { _mm_setcsr(saved); }
+#else
+  FlushDenormals() {}
+  ~FlushDenormals() {}
+#endif
+};
+
+}  // namespace FCN_ISA
+}  // namespace fcn

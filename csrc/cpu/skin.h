@@ -1,0 +1,50 @@
+// From tensors to raw pointers, and the work loop: shared by the CPU skins.
+#pragma once
+
+#include <atomic>
+#include <memory>
+
+#include "../checks.h"
+#include "dispatch.h"
+#include "geometry.h"
+
+namespace fcn {
+
+inline DType dtype_of(const char* op, const Tensor& t) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float:
+      return DType::kFloat;
+    case ScalarType::Double:
+      return DType::kDouble;
+    case ScalarType::Half:
+      return DType::kHalf;
+    case ScalarType::BFloat16:
+      return DType::kBFloat16;
+    default:
+      fail(op, "expected a float32, float64, float16 or bfloat16 tensor");
+  }
+}
+
+inline Image image_of(const char* op, const Tensor& t) {
+  return Image{t.data_ptr(), dtype_of(op, t), t.size(0), t.size(1), t.size(2), t.size(3),
+               t.stride(0),  t.stride(1),     t.stride(2), t.stride(3)};
+}
+
+// Calls run(unit, scratch) for every unit in [0, units) on torch's thread pool. Workers take units as they become
+// free; a unit's result does not depend on its worker.
+template <typename Run>
+void for_each_unit(int64_t units, int64_t scratch_bytes, const Run& run) {
+  if (units <= 0) return;
+  const int64_t workers = std::min<int64_t>(units, torch::stable::get_num_threads());
+  const int64_t stride = (scratch_bytes + 127) / 64 * 64;
+  const std::unique_ptr<char[]> memory(new char[workers * stride + 64]);
+  char* base = memory.get() + (64 - reinterpret_cast<uintptr_t>(memory.get()) % 64) % 64;
+  std::atomic<int64_t> next{0};
+  torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t worker = begin; worker < end; ++worker) {
+      for (int64_t unit; (unit = next.fetch_add(1)) < units;) run(unit, base + worker * stride);
+    }
+  });
+}
+
+}  // namespace fcn

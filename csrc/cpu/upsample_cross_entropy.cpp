@@ -1,0 +1,204 @@
+// upsample_cross_entropy and its backward on the CPU: checks, allocation, the fixed-order sum over units.
+#include "skin.h"
+
+namespace fcn {
+namespace {
+
+constexpr const char* kName = "upsample_cross_entropy";
+
+enum Reduction : int64_t { kNone = 0, kMean = 1, kSum = 2, kMeanAll = 3 };
+
+LabelType label_type_of(const Tensor& target) {
+  switch (target.scalar_type()) {
+    case ScalarType::Byte:
+      return LabelType::kUInt8;
+    case ScalarType::Short:
+      return LabelType::kInt16;
+    case ScalarType::Int:
+      return LabelType::kInt32;
+    case ScalarType::Long:
+      return LabelType::kInt64;
+    default:
+      fail(kName, "target must be uint8, int16, int32 or int64");
+  }
+}
+
+int64_t label_at(const Tensor& target, int64_t i) {
+  const void* p = target.const_data_ptr();
+  switch (target.scalar_type()) {
+    case ScalarType::Byte:
+      return static_cast<const uint8_t*>(p)[i];
+    case ScalarType::Short:
+      return static_cast<const int16_t*>(p)[i];
+    case ScalarType::Int:
+      return static_cast<const int32_t*>(p)[i];
+    default:
+      return static_cast<const int64_t*>(p)[i];
+  }
+}
+
+// One call: tensors kept alive, the arguments of the kernel, and what the units report.
+struct Call {
+  Call(const Tensor& x, const Tensor& target_any, const std::optional<Tensor>& weight_any,
+       const std::vector<int64_t>& encoded, int64_t ignore_index, double label_smoothing)
+      : sampling(checked_sampling(kName, encoded)), plan(sampling, x.size(0)),
+        target(torch::stable::contiguous(target_any)) {
+    const Axis &rows = sampling.rows, &cols = sampling.cols;
+    check_image(kName, "x", x, rows.in, cols.in);
+    check(x.size(1) > 0, kName, "x must have at least one class");
+    check(x.size(1) < (int64_t{1} << 30), kName, "x has ", x.size(1), " classes");
+    check(target.dim() == 3 && target.size(0) == x.size(0) && target.size(1) == rows.out && target.size(2) == cols.out,
+          kName, "target must be [", x.size(0), ", ", rows.out, ", ", cols.out, "], got ", shape_of(target));
+    args.geometry = &plan.geometry();
+    args.x = image_of(kName, x);
+    dtype = arithmetic_dtype(x.scalar_type());
+    args.target = target.const_data_ptr();
+    args.target_type = label_type_of(target);
+    args.ignore_index = ignore_index;
+    args.label_smoothing = label_smoothing;
+    args.weight_sum = static_cast<double>(x.size(1));
+    if (weight_any.has_value()) {
+      weight = torch::stable::contiguous(*weight_any);
+      check(weight.dim() == 1 && weight.size(0) == x.size(1) && weight.scalar_type() == dtype, kName,
+            "weight must hold one ", dtype == ScalarType::Double ? "float64" : "float32", " for each of the ",
+            x.size(1), " classes");
+      args.weight = weight.const_data_ptr();
+      args.weight_sum = 0;
+      for (int64_t c = 0; c < x.size(1); ++c) {
+        args.weight_sum += dtype == ScalarType::Double ? static_cast<const double*>(args.weight)[c]
+                                                       : static_cast<const float*>(args.weight)[c];
+      }
+    }
+    units = x.size(0) * plan.geometry().unit_count;
+    unit_loss.resize(units);
+    unit_weight.resize(units);
+    bad_label.resize(units);
+    args.unit_loss = unit_loss.data();
+    args.unit_weight = unit_weight.data();
+    args.unit_bad_label = bad_label.data();
+  }
+
+  void want_gradient(const Tensor& gradient_) {
+    gradient = gradient_;
+    args.gradient = image_of(kName, gradient);
+    side = empty_vector(gradient, {units * gradient.size(1) * gradient.size(3)}, dtype);
+    args.side = side.data_ptr();
+  }
+
+  void run() {
+    const Kernels& k = kernels();
+    for_each_unit(units, k.cross_entropy_scratch(args),
+                  [&](int64_t unit, void* scratch) { k.cross_entropy(args, unit, scratch); });
+    for (int64_t bad : bad_label) {
+      if (bad >= 0) report(bad);
+    }
+    if (args.gradient.data) {
+      if (dtype == ScalarType::Double) {
+        add_sides<double>();
+      } else {
+        add_sides<float>();
+      }
+    }
+  }
+
+  [[noreturn]] void report(int64_t bad) const {
+    const int64_t h = sampling.rows.out, w = sampling.cols.out;
+    fail(kName, "target[", bad / (h * w), ", ", bad / w % h, ", ", bad % w, "] = ", label_at(target, bad),
+         " is neither a class (0 to ", args.x.channels - 1, ") nor ignore_index (", args.ignore_index, ")");
+  }
+
+  // Adds what each unit kept apart for the first row of the next one.
+  template <typename T>
+  void add_sides() {
+    const Image& out = args.gradient;
+    const Geometry& g = plan.geometry();
+    torch::stable::parallel_for(0, out.batch, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t unit = begin * g.unit_count; unit < end * g.unit_count; ++unit) {
+        const int64_t y = g.units[unit % g.unit_count].side_row;
+        if (y < 0) continue;
+        const T* from = static_cast<const T*>(args.side) + unit * out.channels * out.width;
+        T* to = static_cast<T*>(out.data) + unit / g.unit_count * out.stride_n + y * out.stride_h;
+        for (int64_t c = 0; c < out.channels; ++c) {
+          for (int64_t x = 0; x < out.width; ++x) to[c * out.stride_c + x * out.stride_w] += from[c * out.width + x];
+        }
+      }
+    });
+  }
+
+  Sampling sampling;
+  GeometryPlan plan;
+  Tensor target, weight, gradient, side;
+  ScalarType dtype;
+  CrossEntropyArgs args{};
+  int64_t units;
+  std::vector<double> unit_loss, unit_weight;
+  std::vector<int64_t> bad_label;
+};
+
+Tensor scalar(const Tensor& like, ScalarType dtype, double value) {
+  Tensor t = empty_vector(like, {}, dtype);
+  if (dtype == ScalarType::Double) {
+    *static_cast<double*>(t.data_ptr()) = value;
+  } else {
+    *static_cast<float*>(t.data_ptr()) = static_cast<float>(value);
+  }
+  return t;
+}
+
+Tensor zeros_like_image(const Tensor& x, ScalarType dtype) {
+  Tensor t = empty_image(x, x.size(2), x.size(3), dtype);
+  return torch::stable::zero_(t);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> upsample_cross_entropy(
+    const Tensor& x, const Tensor& target, const std::optional<Tensor>& weight, const std::vector<int64_t>& sampling,
+    int64_t ignore_index, int64_t reduction, double label_smoothing, bool with_grad) {
+  Call call(x, target, weight, sampling, ignore_index, label_smoothing);
+  const ScalarType dtype = call.dtype;
+  const bool per_pixel = reduction == kNone;
+  Tensor loss, lse = empty_vector(x, {0}, dtype), gradient = empty_vector(x, {0}, dtype);
+  if (per_pixel) {
+    const std::vector<int64_t> size{x.size(0), call.sampling.rows.out, call.sampling.cols.out};
+    loss = empty_vector(x, size, dtype);
+    if (with_grad) lse = empty_vector(x, size, dtype);
+    call.args.pixel_loss = loss.data_ptr();
+    call.args.pixel_lse = with_grad ? lse.data_ptr() : nullptr;
+  } else if (with_grad) {
+    gradient = zeros_like_image(x, dtype);
+    call.want_gradient(gradient);
+  }
+  call.run();
+  double total_loss = 0, total_weight = 0;
+  for (double v : call.unit_loss) total_loss += v;
+  for (double v : call.unit_weight) total_weight += v;
+  const double pixels = static_cast<double>(x.size(0) * call.sampling.rows.out * call.sampling.cols.out);
+  const double divisor = reduction == kMean ? total_weight : reduction == kMeanAll ? pixels : 1.0;
+  if (!per_pixel) loss = scalar(x, dtype, total_loss / divisor);
+  return {loss, scalar(x, dtype, divisor), gradient, lse};
+}
+
+Tensor upsample_cross_entropy_backward(const Tensor& grad_any, const Tensor& x, const Tensor& target,
+                                       const std::optional<Tensor>& weight, const Tensor& lse_any,
+                                       const std::vector<int64_t>& sampling, int64_t ignore_index,
+                                       double label_smoothing) {
+  Call call(x, target, weight, sampling, ignore_index, label_smoothing);
+  const Tensor grad = torch::stable::contiguous(grad_any), lse = torch::stable::contiguous(lse_any);
+  for (const Tensor* t : {&grad, &lse}) {
+    check(t->scalar_type() == call.dtype && t->numel() == call.target.numel(), kName,
+          "grad and lse must have one value per pixel, in the loss's dtype");
+  }
+  call.args.pixel_grad = grad.const_data_ptr();
+  call.args.saved_lse = lse.const_data_ptr();
+  const Tensor gradient = zeros_like_image(x, call.dtype);
+  call.want_gradient(gradient);
+  call.run();
+  return x.scalar_type() == call.dtype ? gradient : torch::stable::to(gradient, x.scalar_type());
+}
+
+}  // namespace
+}  // namespace fcn
+
+STABLE_TORCH_LIBRARY_IMPL(fcn_kernels, CPU, m) {
+  m.impl("upsample_cross_entropy", TORCH_BOX(&fcn::upsample_cross_entropy));
+  m.impl("upsample_cross_entropy_backward", TORCH_BOX(&fcn::upsample_cross_entropy_backward));
+}
