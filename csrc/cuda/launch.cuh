@@ -1,0 +1,82 @@
+// Where and how a kernel is launched: the tensor's device, torch's current stream, errors as exceptions.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#include <torch/csrc/stable/accelerator.h>
+
+#include "../checks.h"
+
+// Lives in libtorch_cuda. Weak, so that a build with CUDA still loads into a torch without it.
+extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream) __attribute__((weak));
+
+namespace fcn {
+
+// Makes a tensor's device current while it lives, and knows torch's current stream there.
+class Launch {
+ public:
+  Launch(const char* op, const Tensor& on) : op_(op), guard_(on.get_device_index()) {
+    check(aoti_torch_get_current_cuda_stream != nullptr, op, "this torch was built without CUDA");
+    void* stream = nullptr;
+    check(aoti_torch_get_current_cuda_stream(on.get_device_index(), &stream) == AOTI_TORCH_SUCCESS, op,
+          "there is no current CUDA stream");
+    stream_ = static_cast<cudaStream_t>(stream);
+  }
+
+  cudaStream_t stream() const { return stream_; }
+
+  // After the last launch.
+  void finish() const {
+    const cudaError_t error = cudaGetLastError();
+    check(error == cudaSuccess, op_, "CUDA: ", cudaGetErrorString(error));
+  }
+
+ private:
+  const char* op_;
+  torch::stable::accelerator::DeviceGuard guard_;
+  cudaStream_t stream_ = nullptr;
+};
+
+// The type that sums are kept in: float for the half types.
+template <typename T>
+struct Arithmetic {
+  using type = float;
+};
+template <>
+struct Arithmetic<double> {
+  using type = double;
+};
+template <typename T>
+using ArithmeticOf = typename Arithmetic<T>::type;
+
+// Calls f with a value of the element type that dtype names.
+template <typename F>
+void visit_dtype(const char* op, ScalarType dtype, const F& f) {
+  switch (dtype) {
+    case ScalarType::Float:
+      return f(float{});
+    case ScalarType::Double:
+      return f(double{});
+    case ScalarType::Half:
+      return f(__half{});
+    case ScalarType::BFloat16:
+      return f(__nv_bfloat16{});
+    default:
+      fail(op, "expected a float32, float64, float16 or bfloat16 tensor");
+  }
+}
+
+// An [N, C, H, W] tensor on the device: strides in elements.
+template <typename T>
+struct View {
+  T* data;
+  int64_t stride_n, stride_c, stride_h, stride_w;
+};
+
+template <typename T>
+View<T> view_of(const Tensor& t) {
+  return View<T>{static_cast<T*>(t.data_ptr()), t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
+}
+
+}  // namespace fcn
