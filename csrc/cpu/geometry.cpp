@@ -50,7 +50,7 @@ void GeometryPlan::plan_columns(const Axis& axis) {
     }
   }
   while (index_.empty() || index_.size() % kSegmentPadding != 0) {
-    index_.push_back(index_.empty() ? 0 : index_.back());
+    index_.push_back(index_.empty() ? 0 : index_.back() + 1);  // goes on, so that the lanes stay contiguous
     first_.push_back(first_.empty() ? 0 : first_.back());
     fraction_.push_back(fraction_.empty() ? 0.0 : fraction_.back());
     length_.push_back(0);
@@ -92,6 +92,17 @@ void GeometryPlan::plan_units(const Axis& axis, bool clamp, int64_t batch) {
     units_.push_back({begin, end, side_row});
     begin = end;
   }
+  // Every input row is written by a unit, unless the sampling skips some.
+  int64_t next = 0;
+  for (const Unit& unit : units_) {
+    for (int64_t b = unit.begin; b < unit.end; ++b) {
+      for (int64_t tap = bands_[b].index; tap <= bands_[b].index + 1; ++tap) {
+        const int64_t row = clamp ? axis.clamp_index(tap) : tap;
+        if (row == next && row != unit.side_row) ++next;
+      }
+    }
+  }
+  geometry_.covers_rows = next == axis.in;
   geometry_.units = units_.data();
   geometry_.unit_count = static_cast<int64_t>(units_.size());
 }

@@ -54,6 +54,7 @@ struct Geometry {
   const Unit* units;
   int64_t unit_count;  // per image
   int64_t max_band_rows;
+  bool covers_rows;  // every input row belongs to a unit, so a gradient needs no zero-fill
 };
 
 enum class LabelType : int { kUInt8 = 0, kInt16 = 1, kInt32 = 2, kInt64 = 3 };
@@ -76,7 +77,8 @@ struct CrossEntropyArgs {
   void* pixel_lse;          // [N, H, W], written by the forward
   const void* pixel_grad;   // [N, H, W], the backward's incoming gradient ...
   const void* saved_lse;    // ... and what the forward wrote
-  // Gradient of the sum (weighted by pixel_grad where given), of the arithmetic type; zero-filled by the caller.
+  // Gradient of the sum (weighted by pixel_grad where given), of the arithmetic type; rows that no unit reads are the
+  // caller's to fill.
   Image gradient;  // data null: not wanted
   void* side;      // [N * unit_count, C, w]
 };

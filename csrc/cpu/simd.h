@@ -16,6 +16,7 @@
 #endif
 
 #define FCN_INLINE inline __attribute__((always_inline))
+#define FCN_NOINLINE __attribute__((noinline))
 #define FCN_RESTRICT __restrict__
 
 namespace fcn {
@@ -36,6 +37,7 @@ template <>
 struct Simd<float> {
   using Int = int32_t;
   typedef float V __attribute__((vector_size(kVectorBytes)));
+  typedef float Four __attribute__((vector_size(16)));
   typedef int32_t I __attribute__((vector_size(kVectorBytes)));
 };
 
@@ -43,6 +45,7 @@ template <>
 struct Simd<double> {
   using Int = int64_t;
   typedef double V __attribute__((vector_size(kVectorBytes)));
+  typedef double Four __attribute__((vector_size(32)));
   typedef int64_t I __attribute__((vector_size(kVectorBytes)));
 };
 
@@ -113,30 +116,77 @@ FCN_INLINE bool any(I mask) {
 #endif
 }
 
-// Lane i of the result is lane i / 2 of a (i even) or of b (i odd), taken from the lower or the upper halves.
+// Any shuffle of two vectors whose pattern is a function of the lane: lane i of the result is lane pattern(i) of a, or
+// lane pattern(i) - L of b.
+#if defined(__clang__)
+#define FCN_SHUFFLE_LANES(...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define FCN_SHUFFLE_LANES(...) __builtin_shuffle(a, b, IntVec<T>{__VA_ARGS__})
+#endif
+template <typename T, typename Pattern>
+FCN_INLINE Vec<T> shuffle(Vec<T> a, Vec<T> b, Pattern) {
+  constexpr int L = kLanes<T>;
+#define FCN_LANE(i) Pattern::of(i, L)
+  if constexpr (L == 2) {
+    return FCN_SHUFFLE_LANES(FCN_LANE(0), FCN_LANE(1));
+  } else if constexpr (L == 4) {
+    return FCN_SHUFFLE_LANES(FCN_LANE(0), FCN_LANE(1), FCN_LANE(2), FCN_LANE(3));
+  } else if constexpr (L == 8) {
+    return FCN_SHUFFLE_LANES(FCN_LANE(0), FCN_LANE(1), FCN_LANE(2), FCN_LANE(3), FCN_LANE(4), FCN_LANE(5),
+                             FCN_LANE(6), FCN_LANE(7));
+  } else {
+    return FCN_SHUFFLE_LANES(FCN_LANE(0), FCN_LANE(1), FCN_LANE(2), FCN_LANE(3), FCN_LANE(4), FCN_LANE(5),
+                             FCN_LANE(6), FCN_LANE(7), FCN_LANE(8), FCN_LANE(9), FCN_LANE(10), FCN_LANE(11),
+                             FCN_LANE(12), FCN_LANE(13), FCN_LANE(14), FCN_LANE(15));
+  }
+#undef FCN_LANE
+}
+
+// a0 b0 a1 b1 ... from the lower or the upper halves.
+template <bool Upper>
+struct ZipPattern {
+  static constexpr int of(int i, int L) { return i / 2 + (Upper ? L / 2 : 0) + (i % 2 ? L : 0); }
+};
+
 template <typename T, bool Upper>
 FCN_INLINE Vec<T> zip(Vec<T> a, Vec<T> b) {
-  constexpr int L = kLanes<T>, h = Upper ? L / 2 : 0;
-#define FCN_LANE(i) ((i) % 2 ? L + h + (i) / 2 : h + (i) / 2)
-#if defined(__clang__)
-#define FCN_SHUFFLE(...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
-#define FCN_SHUFFLE(...) __builtin_shuffle(a, b, IntVec<T>{__VA_ARGS__})
-#endif
-  if constexpr (L == 2) {
-    return FCN_SHUFFLE(FCN_LANE(0), FCN_LANE(1));
-  } else if constexpr (L == 4) {
-    return FCN_SHUFFLE(FCN_LANE(0), FCN_LANE(1), FCN_LANE(2), FCN_LANE(3));
-  } else if constexpr (L == 8) {
-    return FCN_SHUFFLE(FCN_LANE(0), FCN_LANE(1), FCN_LANE(2), FCN_LANE(3), FCN_LANE(4), FCN_LANE(5), FCN_LANE(6),
-                       FCN_LANE(7));
+  return shuffle<T>(a, b, ZipPattern<Upper>());
+}
+
+// Within every block of four lanes: a0 b0 a1 b1 (or a2 b2 a3 b3), and a0 a1 b0 b1 (or a2 a3 b2 b3).
+template <bool Upper>
+struct UnpackPattern {
+  static constexpr int of(int i, int L) { return i / 4 * 4 + (Upper ? 2 : 0) + i % 4 / 2 + (i % 2 ? L : 0); }
+};
+template <bool Upper>
+struct PairPattern {
+  static constexpr int of(int i, int L) { return i / 4 * 4 + (Upper ? 2 : 0) + i % 2 + (i % 4 / 2 ? L : 0); }
+};
+
+// Where lane l's four values stand for transpose_fours, in units of four values.
+template <typename T>
+constexpr int four_position(int l) {
+  constexpr int L = kLanes<T>;
+  return L < 4 ? l : l % 4 * (L / 4) + l / 4;
+}
+
+// Four values of every lane, at four_position(lane), to four vectors of one value each.
+template <typename T>
+FCN_INLINE void transpose_fours(const T* p, Vec<T>* v) {
+  constexpr int L = kLanes<T>;
+  if constexpr (L < 4) {
+    for (int i = 0; i < 4; ++i) {
+      for (int l = 0; l < L; ++l) v[i][l] = p[l * 4 + i];
+    }
   } else {
-    return FCN_SHUFFLE(FCN_LANE(0), FCN_LANE(1), FCN_LANE(2), FCN_LANE(3), FCN_LANE(4), FCN_LANE(5), FCN_LANE(6),
-                       FCN_LANE(7), FCN_LANE(8), FCN_LANE(9), FCN_LANE(10), FCN_LANE(11), FCN_LANE(12), FCN_LANE(13),
-                       FCN_LANE(14), FCN_LANE(15));
+    const Vec<T> a = load(p), b = load(p + L), c = load(p + 2 * L), d = load(p + 3 * L);
+    const Vec<T> ab0 = shuffle<T>(a, b, UnpackPattern<false>()), ab1 = shuffle<T>(a, b, UnpackPattern<true>());
+    const Vec<T> cd0 = shuffle<T>(c, d, UnpackPattern<false>()), cd1 = shuffle<T>(c, d, UnpackPattern<true>());
+    v[0] = shuffle<T>(ab0, cd0, PairPattern<false>());
+    v[1] = shuffle<T>(ab0, cd0, PairPattern<true>());
+    v[2] = shuffle<T>(ab1, cd1, PairPattern<false>());
+    v[3] = shuffle<T>(ab1, cd1, PairPattern<true>());
   }
-#undef FCN_SHUFFLE
-#undef FCN_LANE
 }
 
 // K vectors v[k] with lanes l, K a power of two, become K vectors that hold element (l, k) at position l * K + k.

@@ -78,11 +78,13 @@ struct Call {
     args.unit_bad_label = bad_label.data();
   }
 
-  void want_gradient(const Tensor& gradient_) {
-    gradient = gradient_;
+  Tensor want_gradient(const Tensor& x) {
+    gradient = empty_image(x, x.size(2), x.size(3), dtype);
+    if (!plan.geometry().covers_rows) torch::stable::zero_(gradient);
     args.gradient = image_of(kName, gradient);
     side = empty_vector(gradient, {units * gradient.size(1) * gradient.size(3)}, dtype);
     args.side = side.data_ptr();
+    return gradient;
   }
 
   void run() {
@@ -112,14 +114,16 @@ struct Call {
   void add_sides() {
     const Image& out = args.gradient;
     const Geometry& g = plan.geometry();
-    torch::stable::parallel_for(0, out.batch, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t unit = begin * g.unit_count; unit < end * g.unit_count; ++unit) {
-        const int64_t y = g.units[unit % g.unit_count].side_row;
-        if (y < 0) continue;
-        const T* from = static_cast<const T*>(args.side) + unit * out.channels * out.width;
-        T* to = static_cast<T*>(out.data) + unit / g.unit_count * out.stride_n + y * out.stride_h;
-        for (int64_t c = 0; c < out.channels; ++c) {
-          for (int64_t x = 0; x < out.width; ++x) to[c * out.stride_c + x * out.stride_w] += from[c * out.width + x];
+    torch::stable::parallel_for(0, out.batch * out.channels, 8, [&](int64_t begin, int64_t end) {
+      for (int64_t plane = begin; plane < end; ++plane) {
+        const int64_t n = plane / out.channels, c = plane % out.channels;
+        for (int64_t unit = 0; unit < g.unit_count; ++unit) {
+          const int64_t y = g.units[unit].side_row;
+          if (y < 0) continue;
+          const T* from =
+              static_cast<const T*>(args.side) + ((n * g.unit_count + unit) * out.channels + c) * out.width;
+          T* to = static_cast<T*>(out.data) + n * out.stride_n + c * out.stride_c + y * out.stride_h;
+          for (int64_t x = 0; x < out.width; ++x) to[x * out.stride_w] += from[x];
         }
       }
     });
@@ -145,11 +149,6 @@ Tensor scalar(const Tensor& like, ScalarType dtype, double value) {
   return t;
 }
 
-Tensor zeros_like_image(const Tensor& x, ScalarType dtype) {
-  Tensor t = empty_image(x, x.size(2), x.size(3), dtype);
-  return torch::stable::zero_(t);
-}
-
 std::tuple<Tensor, Tensor, Tensor, Tensor> upsample_cross_entropy(
     const Tensor& x, const Tensor& target, const std::optional<Tensor>& weight, const std::vector<int64_t>& sampling,
     int64_t ignore_index, int64_t reduction, double label_smoothing, bool with_grad) {
@@ -164,8 +163,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> upsample_cross_entropy(
     call.args.pixel_loss = loss.data_ptr();
     call.args.pixel_lse = with_grad ? lse.data_ptr() : nullptr;
   } else if (with_grad) {
-    gradient = zeros_like_image(x, dtype);
-    call.want_gradient(gradient);
+    gradient = call.want_gradient(x);
   }
   call.run();
   double total_loss = 0, total_weight = 0;
@@ -189,8 +187,7 @@ Tensor upsample_cross_entropy_backward(const Tensor& grad_any, const Tensor& x, 
   }
   call.args.pixel_grad = grad.const_data_ptr();
   call.args.saved_lse = lse.const_data_ptr();
-  const Tensor gradient = zeros_like_image(x, call.dtype);
-  call.want_gradient(gradient);
+  const Tensor gradient = call.want_gradient(x);
   call.run();
   return x.scalar_type() == call.dtype ? gradient : torch::stable::to(gradient, x.scalar_type());
 }

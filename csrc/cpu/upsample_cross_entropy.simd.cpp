@@ -18,13 +18,13 @@ template <typename T>
 class CrossEntropy {
   static constexpr int L = kLanes<T>;
   using V = Vec<T>;
-  typedef T Corners4 __attribute__((vector_size(4 * sizeof(T))));
+  using Four = typename Simd<T>::Four;  // a value per corner
 
  public:
   CrossEntropy(const CrossEntropyArgs& args, void* scratch)
-      : args_(args), g_(*args.geometry), classes_(args.x.channels), arena_(scratch) {
+      : args_(args), g_(*args.geometry), classes_(args.x.channels), arena_(scratch), rows_(args.x, g_, arena_),
+        gradient_rows_(args.gradient, args.side, classes_, g_, arena_) {
     corners_ = arena_.take<T>(classes_ * 4 * L);
-    raw_ = arena_.take<T>(classes_ * 4 * L);
     chain_ = arena_.take<T>(classes_ * 2 * L);
     gradient_ = arena_.take<T>(classes_ * 4 * L);
     onehot_ = arena_.take<T>((classes_ + 1) * 4 * L);
@@ -43,23 +43,22 @@ class CrossEntropy {
       const Band& band = g_.bands[b];
       convert_labels(band);
       if (bad_label_ >= 0) break;
+      rows_.move_to(band.index);
+      if (want_gradient_) gradient_rows_.move_to(band.index);
       for (int64_t s = 0; s < g_.columns.count; s += L) {
         if (g_.columns.length[s] == 0 && s > 0) break;  // padding only
         tile(band, s);
       }
     }
-    if (args_.unit_loss) {
-      args_.unit_loss[unit_index] = loss_;
-      args_.unit_weight[unit_index] = weight_total_;
-    }
+    if (want_gradient_) gradient_rows_.finish();
+    args_.unit_loss[unit_index] = loss_;
+    args_.unit_weight[unit_index] = weight_total_;
     args_.unit_bad_label[unit_index] = bad_label_;
   }
 
  private:
   void prepare(const Unit& unit, int64_t unit_index) {
-    side_row_ = unit.side_row;
-    side_ = args_.side ? (T*)args_.side + unit_index * classes_ * g_.in_width : nullptr;
-    if (side_ && side_row_ >= 0) memset(side_, 0, classes_ * g_.in_width * sizeof(T));
+    rows_.start(n_);
     for (int64_t c = 0; c < classes_; ++c) weight_[c] = args_.weight ? ((const T*)args_.weight)[c] : T(1);
     weight_[classes_] = T(0);  // the class of ignored pixels
     memset(onehot_, 0, (classes_ + 1) * 4 * L * sizeof(T));
@@ -70,6 +69,7 @@ class CrossEntropy {
     smooth_ = smoothing_ / (T)classes_;
     step_ = (T)g_.columns.step;
     want_gradient_ = args_.gradient.data != nullptr;
+    if (want_gradient_) gradient_rows_.start(n_, unit_index, unit.side_row);
   }
 
   // Labels of a band as int32, ignored ones as the extra class C.
@@ -111,43 +111,39 @@ class CrossEntropy {
 
   void tile(const Band& band, int64_t segment) {
     const Block<T> block(g_, segment);
-    const int64_t y0 = resolve(band.index, g_.in_height, g_.clamp);
-    const int64_t y1 = resolve(band.index + 1, g_.in_height, g_.clamp);
-    load_corners<T>(args_.x, n_, y0, y1, block, corners_);
-    const bool finite = make_relative();
-    raw_loaded_ = false;
+    const bool finite = make_relative(block);
     if (want_gradient_) memset(gradient_, 0, classes_ * 4 * L * sizeof(T));
     for (V& v : valid_corners_) v = V{};
     for (int k = 0; k < g_.columns.steps; ++k) {
       fraction_[k] = block.fraction + T(k) * step_;
       for (int l = 0; l < L; ++l) {
         const T f = fraction_[k][l];
-        columns_[k * L + l] = Corners4{T(1) - f, f, T(1) - f, f};
+        columns_[k * L + l] = Four{T(1) - f, f, T(1) - f, f};
       }
     }
     for (int64_t row = band.begin; row < band.end; ++row) {
       const T fy = (T)g_.row_fraction[row];
       read_labels(block, band, row);
       if (!finite || !chain_row(block, row, fy)) {
-        if (!raw_loaded_) load_corners<T>(args_.x, n_, y0, y1, block, raw_);
-        raw_loaded_ = true;
         direct_row(block, row, fy);
       } else if (!args_.pixel_loss) {
-        add_onehot(fy);
+        add_onehot(block, fy);
       }
     }
-    finish_tile(block, y0, y1);
+    finish_tile(block);
   }
 
   // M per lane, corners as (a, d, vertical difference of a, of d) relative to M. False where one of them is not finite.
-  bool make_relative() {
-    V m = load(corners_);
-    for (int64_t i = 0; i < classes_ * 4; ++i) m = vmax(m, load(corners_ + i * L));
+  FCN_NOINLINE bool make_relative(const Block<T>& block) {
+    const V m = vmax(vmax(block.load_left(rows_.top_maximum), block.load_right(rows_.top_maximum)),
+                     vmax(block.load_left(rows_.bottom_maximum), block.load_right(rows_.bottom_maximum)));
     V check{}, linear[4] = {};
     const bool smooth = smoothing_ != T(0);
     for (int64_t c = 0; c < classes_; ++c) {
       T* p = corners_ + c * 4 * L;
-      const V tl = load(p) - m, tr = load(p + L) - m, bl = load(p + 2 * L) - m, br = load(p + 3 * L) - m;
+      const T *top = rows_.top + c * rows_.pitch, *bottom = rows_.bottom + c * rows_.pitch;
+      const V tl = block.load_left(top) - m, tr = block.load_right(top) - m;
+      const V bl = block.load_left(bottom) - m, br = block.load_right(bottom) - m;
       const V d = tr - tl, da = bl - tl, dd = (br - bl) - d;
       check += (tl + d + da + dd) * T(0);
       store(p, tl);
@@ -166,48 +162,75 @@ class CrossEntropy {
     return !any(check != V{});
   }
 
-  // The row's labels and weights, per step and lane; lanes and steps that are no pixel get the ignored class.
-  void read_labels(const Block<T>& block, const Band& band, int64_t row) {
+  // The row's labels and weights. `plain_`: every step of every lane is a pixel of weight one, and labels stand as in
+  // the target, lane by lane; otherwise they are copied step by step, and what is no pixel gets the ignored class.
+  FCN_NOINLINE void read_labels(const Block<T>& block, const Band& band, int64_t row) {
     const int32_t* labels = labels_ + (row - band.begin) * g_.out_width;
-    const int64_t base = (n_ * g_.out_height + row) * g_.out_width;
-    const T* pixel_grad = (const T*)args_.pixel_grad;
+    const int steps = g_.columns.steps;
+    plain_ = block.full && !args_.weight && !args_.pixel_grad;
+    if (plain_) {
+      row_labels_ = labels + block.first[0];
+      int ignored = 0;
+      for (int i = 0; i < steps * L; ++i) ignored |= row_labels_[i] == (int32_t)classes_;
+      plain_ = !ignored;
+    }
+    if (plain_) {
+      weight_total_ += steps * L;
+      return;
+    }
     V total{};
-    for (int k = 0; k < g_.columns.steps; ++k) {
+    for (int k = 0; k < steps; ++k) {
       for (int l = 0; l < L; ++l) {
-        const bool pixel = k < block.length[l];
-        const int32_t label = pixel ? labels[block.first[l] + k] : (int32_t)classes_;
+        const int32_t label = k < block.length[l] ? labels[block.first[l] + k] : (int32_t)classes_;
         label_[k * L + l] = label;
         pixel_weight_[k * L + l] = weight_[label];
       }
       total += load(pixel_weight_ + k * L);
     }
     for (int l = 0; l < L; ++l) weight_total_ += (double)total[l];
-    if (pixel_grad) {
-      for (int k = 0; k < g_.columns.steps; ++k) {
-        for (int l = 0; l < L; ++l) {
-          pixel_grad_[k * L + l] = k < block.length[l] ? pixel_grad[base + block.first[l] + k] : T(0);
-        }
-      }
+    if (!args_.pixel_grad) return;
+    const T* grad = (const T*)args_.pixel_grad + (n_ * g_.out_height + row) * g_.out_width;
+    for (int k = 0; k < steps; ++k) {
+      for (int l = 0; l < L; ++l) pixel_grad_[k * L + l] = k < block.length[l] ? grad[block.first[l] + k] : T(0);
     }
   }
 
+  int32_t label(int k, int l) const { return plain_ ? row_labels_[l * g_.columns.steps + k] : label_[k * L + l]; }
+  V weight(int k) const { return plain_ ? broadcast(T(1)) : load(pixel_weight_ + k * L); }
+
+  // 1 for pixels that count, 0 for ignored ones.
   V valid(int k) const {
-    V v;
+    if (plain_) return broadcast(T(1));
+    T v[L];
     for (int l = 0; l < L; ++l) v[l] = label_[k * L + l] == (int32_t)classes_ ? T(0) : T(1);
-    return v;
+    return load(v);
   }
 
-  // Adds weight * bilinear weight to the label's corners.
-  void add_onehot(T fy) {
-    const Corners4 row{T(1) - fy, T(1) - fy, fy, fy};
-    for (int i = 0; i < g_.columns.steps * L; ++i) {
-      const T w = args_.pixel_grad ? pixel_weight_[i] * pixel_grad_[i] : pixel_weight_[i];
-      T* p = onehot_ + ((int64_t)label_[i] * L + i % L) * 4;
-      Corners4 sum;
-      memcpy(&sum, p, sizeof(sum));
-      sum += w * (row * columns_[i]);
-      memcpy(p, &sum, sizeof(sum));
-      touched_[label_[i]] = 1;
+  FCN_INLINE void add_corners(int32_t label, int l, Four value) {
+    T* p = onehot_ + ((int64_t)label * L + four_position<T>(l)) * 4;
+    Four sum;
+    memcpy(&sum, p, sizeof(sum));
+    sum += value;
+    memcpy(p, &sum, sizeof(sum));
+    touched_[label] = 1;
+  }
+
+  // Adds weight * bilinear weight to the label's corners, step after step, so that neighbouring additions of a label
+  // that fills a segment do not wait for each other.
+  FCN_NOINLINE void add_onehot(const Block<T>& block, T fy) {
+    const Four row{T(1) - fy, T(1) - fy, fy, fy};
+    const int steps = g_.columns.steps;
+    for (int k = 0; k < steps; ++k) {
+      const Four first = row * columns_[k * L];
+      if (plain_ && block.uniform) {
+        for (int l = 0; l < L; ++l) add_corners(row_labels_[l * steps + k], l, first);
+      } else {
+        for (int l = 0; l < L; ++l) {
+          T w = plain_ ? T(1) : pixel_weight_[k * L + l];
+          if (args_.pixel_grad) w *= pixel_grad_[k * L + l];
+          add_corners(label(k, l), l, w * (row * columns_[k * L + l]));
+        }
+      }
     }
   }
 
@@ -268,7 +291,7 @@ class CrossEntropy {
 
   // e_0 and r of every class; returns the largest rise of a class that starts below the smallest normal number.
   template <int K>
-  V seeds(V fraction, T fy) {
+  FCN_NOINLINE V seeds(V fraction, T fy) {
     V rise{};
     for (int64_t c = 0; c < classes_; ++c) {
       const T* p = corners_ + c * 4 * L;
@@ -282,7 +305,7 @@ class CrossEntropy {
   }
 
   template <int K>
-  void sums(V* s) {
+  FCN_NOINLINE void sums(V* s) {
     V sum[K];
     for (int k = 0; k < K; ++k) sum[k] = V{};
     for (int64_t c = 0; c < classes_; ++c) {
@@ -307,7 +330,7 @@ class CrossEntropy {
         const V smooth = smoothing_ != T(0) ? smooth_ * ((T)args_.weight_sum * log_s[k] - linear_at(linear_, fy, k)) : V{};
         for (int l = 0; l < L; ++l) {
           if (k >= block.length[l]) continue;
-          const int32_t label = label_[k * L + l];
+          const int32_t label = this->label(k, l);
           T value = T(0);
           if (label != classes_) {
             const T* p = corners_ + (int64_t)label * 4 * L + l;
@@ -322,7 +345,7 @@ class CrossEntropy {
     }
     V loss{};
     for (int k = 0; k < K; ++k) {
-      loss += (T(1) - smoothing_) * load(pixel_weight_ + k * L) * log_s[k];
+      loss += (T(1) - smoothing_) * weight(k) * log_s[k];
       if (smoothing_ != T(0)) {
         loss += valid(k) * smooth_ * ((T)args_.weight_sum * log_s[k] - linear_at(linear_, fy, k));
       }
@@ -338,7 +361,7 @@ class CrossEntropy {
 
   // d loss / d z_c = q p_c - (one-hot and smoothing constants), q = (1 - smoothing) w + smoothing / C sum(w).
   V coefficient(int k) const {
-    V q = (T(1) - smoothing_) * load(pixel_weight_ + k * L);
+    V q = (T(1) - smoothing_) * weight(k);
     if (smoothing_ != T(0)) q += smooth_ * (T)args_.weight_sum * valid(k);
     if (args_.pixel_grad) q *= load(pixel_grad_ + k * L);
     return q;
@@ -356,7 +379,7 @@ class CrossEntropy {
   }
 
   template <int K>
-  void add_gradient(const Block<T>& block, T fy, const V* s) {
+  FCN_NOINLINE void add_gradient(const Block<T>& block, T fy, const V* s) {
     (void)block;
     V q[K], qf[K];
     for (int k = 0; k < K; ++k) {
@@ -383,21 +406,24 @@ class CrossEntropy {
     }
   }
 
-  // Every pixel with its own maximum, from the raw corners.
+  // Every pixel with its own maximum, from the input rows.
   void direct_row(const Block<T>& block, int64_t row, T fy) {
     for (int k = 0; k < g_.columns.steps; ++k) direct_step(block, row, fy, k);
   }
 
-  V logit(int64_t c, T fy, int k) const {
-    return weigh_corners<T>(raw_ + c * 4 * L, fraction_[k], broadcast(fy));
+  V logit(const Block<T>& block, int64_t c, T fy, int k) const {
+    const T *top = rows_.top + c * rows_.pitch, *bottom = rows_.bottom + c * rows_.pitch;
+    const V left = weigh<T>(block.load_left(top), block.load_left(bottom), broadcast(fy));
+    const V right = weigh<T>(block.load_right(top), block.load_right(bottom), broadcast(fy));
+    return weigh<T>(left, right, fraction_[k]);
   }
 
   void direct_step(const Block<T>& block, int64_t row, T fy, int k) {
-    V m = logit(0, fy, k);
-    for (int64_t c = 1; c < classes_; ++c) m = vmax(m, logit(c, fy, k));
+    V m = logit(block, 0, fy, k);
+    for (int64_t c = 1; c < classes_; ++c) m = vmax(m, logit(block, c, fy, k));
     V s{}, smooth{};
     for (int64_t c = 0; c < classes_; ++c) {
-      const V z = logit(c, fy, k), e = vexp(z - m);
+      const V z = logit(block, c, fy, k), e = vexp(z - m);
       store(chain_ + c * 2 * L, e);
       s += e;
       if (smoothing_ != T(0)) smooth += weight_[c] * z;
@@ -407,10 +433,10 @@ class CrossEntropy {
     smooth = smooth_ * ((T)args_.weight_sum * lse - smooth);
     for (int l = 0; l < L; ++l) {
       if (k >= block.length[l]) continue;
-      const int32_t label = label_[k * L + l];
+      const int32_t label = this->label(k, l);
       T value = T(0);
       if (label != classes_) {
-        value = (T(1) - smoothing_) * weight_[label] * (lse[l] - logit(label, fy, k)[l]);
+        value = (T(1) - smoothing_) * weight_[label] * (lse[l] - logit(block, label, fy, k)[l]);
         if (smoothing_ != T(0)) value += smooth[l];
       }
       if (args_.pixel_loss) {
@@ -429,7 +455,7 @@ class CrossEntropy {
     for (int64_t c = 0; c < classes_; ++c) {
       V p = q * load(chain_ + c * 2 * L);
       for (int l = 0; l < L; ++l) {
-        if (label_[k * L + l] == c) {
+        if (label(k, l) == c) {
           const T w_label = (T(1) - smoothing_) * weight_[c];
           p[l] -= args_.pixel_grad ? w_label * pixel_grad_[k * L + l] : w_label;
         }
@@ -447,22 +473,19 @@ class CrossEntropy {
     }
   }
 
-  void finish_tile(const Block<T>& block, int64_t y0, int64_t y1) {
+  FCN_NOINLINE void finish_tile(const Block<T>& block) {
     const T keep = T(1) - smoothing_;
     V linear{};
     for (int64_t c = 0; c < classes_; ++c) {
       T* gradient = gradient_ + c * 4 * L;
       if (touched_[c]) {
-        T transposed[4 * L];
         T* onehot = onehot_ + c * 4 * L;
-        for (int l = 0; l < L; ++l) {
-          for (int i = 0; i < 4; ++i) transposed[i * L + l] = onehot[l * 4 + i];
-        }
+        V h[4];
+        transpose_fours<T>(onehot, h);
         memset(onehot, 0, 4 * L * sizeof(T));
         touched_[c] = 0;
         const T* p = corners_ + c * 4 * L;
         const V a = load(p), d = load(p + L), da = load(p + 2 * L), dd = load(p + 3 * L);
-        const V h[4] = {load(transposed), load(transposed + L), load(transposed + 2 * L), load(transposed + 3 * L)};
         if (!args_.pixel_grad) linear += h[0] * a + h[1] * (a + d) + h[2] * (a + da) + h[3] * ((a + da) + (d + dd));
         if (want_gradient_) {
           for (int i = 0; i < 4; ++i) store(gradient + i * L, load(gradient + i * L) - keep * h[i]);
@@ -473,41 +496,31 @@ class CrossEntropy {
           const T w = smooth_ * weight_[c];
           for (int i = 0; i < 4; ++i) store(gradient + i * L, load(gradient + i * L) - w * valid_corners_[i]);
         }
-        flush(block, c, y0, gradient);
-        flush(block, c, y1, gradient + 2 * L);
+        gradient_rows_.add(block, c, gradient);
       }
     }
     memset(onehot_ + classes_ * 4 * L, 0, 4 * L * sizeof(T));
     for (int l = 0; l < L; ++l) loss_ -= (double)(keep * linear[l]);
   }
 
-  void flush(const Block<T>& block, int64_t c, int64_t y, const T* gradient) {
-    if (y < 0) return;
-    const Image& out = args_.gradient;
-    const bool side = y == side_row_;
-    T* row = side ? side_ + c * g_.in_width : (T*)out.data + n_ * out.stride_n + c * out.stride_c + y * out.stride_h;
-    const int64_t stride = side ? 1 : out.stride_w;
-    const bool contiguous = block.contiguous && stride == 1;
-    add_lanes(row, block.left, stride, contiguous, load(gradient));
-    add_lanes(row, block.right, stride, contiguous, load(gradient + L));
-  }
-
   const CrossEntropyArgs& args_;
   const Geometry& g_;
   const int64_t classes_;
   Arena arena_;
-  T *corners_, *raw_, *chain_, *gradient_, *onehot_, *weight_;
+  InputRows<T> rows_;
+  GradientRows<T> gradient_rows_;
+  T *corners_, *chain_, *gradient_, *onehot_, *weight_;
   uint8_t* touched_;
   int32_t* labels_;
-  int64_t n_, side_row_, bad_label_;
-  T* side_;
+  int64_t n_, bad_label_;
   double loss_, weight_total_;
   T smoothing_, smooth_, step_;
-  bool want_gradient_, raw_loaded_;
+  bool want_gradient_, plain_;
   V maximum_, linear_[4], valid_corners_[4], fraction_[kMaxSteps];
   T pixel_weight_[kMaxSteps * L], pixel_grad_[kMaxSteps * L];
   int32_t label_[kMaxSteps * L];
-  Corners4 columns_[kMaxSteps * L];
+  const int32_t* row_labels_;
+  Four columns_[kMaxSteps * L];
 };
 
 template <typename T>
