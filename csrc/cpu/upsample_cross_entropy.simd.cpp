@@ -5,9 +5,7 @@
 //   pixels     log S_k, q_k = weight / S_k, one-hot sums
 //   gradient   sum_k q_k r^k and sum_k q_k f_k r^k by Horner       2K multiply-adds, spread over the four corners
 // The linear part of the loss, sum over pixels of w z_label, is the inner product of the corners with the one-hot sums.
-#include "../softmax.h"
-#include "math.h"
-#include "tile.h"
+#include "chain.h"
 
 namespace fcn {
 namespace FCN_ISA {
@@ -23,9 +21,7 @@ class CrossEntropy {
  public:
   CrossEntropy(const CrossEntropyArgs& args, void* scratch)
       : args_(args), g_(*args.geometry), classes_(args.x.channels), arena_(scratch), rows_(args.x, g_, arena_),
-        gradient_rows_(args.gradient, args.side, classes_, g_, arena_) {
-    corners_ = arena_.take<T>(classes_ * 4 * L);
-    chain_ = arena_.take<T>(classes_ * 2 * L);
+        gradient_rows_(args.gradient, args.side, classes_, g_, arena_), chains_(classes_, g_, arena_) {
     gradient_ = arena_.take<T>(classes_ * 4 * L);
     onehot_ = arena_.take<T>((classes_ + 1) * 4 * L);
     touched_ = arena_.take<uint8_t>(classes_ + 1);
@@ -67,7 +63,6 @@ class CrossEntropy {
     bad_label_ = -1;
     smoothing_ = (T)args_.label_smoothing;
     smooth_ = smoothing_ / (T)classes_;
-    step_ = (T)g_.columns.step;
     want_gradient_ = args_.gradient.data != nullptr;
     if (want_gradient_) gradient_rows_.start(n_, unit_index, unit.side_row);
   }
@@ -111,13 +106,13 @@ class CrossEntropy {
 
   void tile(const Band& band, int64_t segment) {
     const Block<T> block(g_, segment);
-    const bool finite = make_relative(block);
+    const bool finite = chains_.start_tile(rows_, block);
+    if (smoothing_ != T(0)) sum_corners();
     if (want_gradient_) memset(gradient_, 0, classes_ * 4 * L * sizeof(T));
     for (V& v : valid_corners_) v = V{};
     for (int k = 0; k < g_.columns.steps; ++k) {
-      fraction_[k] = block.fraction + T(k) * step_;
       for (int l = 0; l < L; ++l) {
-        const T f = fraction_[k][l];
+        const T f = chains_.fraction[k][l];
         columns_[k * L + l] = Four{T(1) - f, f, T(1) - f, f};
       }
     }
@@ -133,33 +128,12 @@ class CrossEntropy {
     finish_tile(block);
   }
 
-  // M per lane, corners as (a, d, vertical difference of a, of d) relative to M. False where one of them is not finite.
-  FCN_NOINLINE bool make_relative(const Block<T>& block) {
-    const V m = vmax(vmax(block.load_left(rows_.top_maximum), block.load_right(rows_.top_maximum)),
-                     vmax(block.load_left(rows_.bottom_maximum), block.load_right(rows_.bottom_maximum)));
-    V check{}, linear[4] = {};
-    const bool smooth = smoothing_ != T(0);
+  // sum_c w_c z_c, which the smoothing needs, is bilinear like the logits.
+  void sum_corners() {
+    for (V& v : linear_) v = V{};
     for (int64_t c = 0; c < classes_; ++c) {
-      T* p = corners_ + c * 4 * L;
-      const T *top = rows_.top + c * rows_.pitch, *bottom = rows_.bottom + c * rows_.pitch;
-      const V tl = block.load_left(top) - m, tr = block.load_right(top) - m;
-      const V bl = block.load_left(bottom) - m, br = block.load_right(bottom) - m;
-      const V d = tr - tl, da = bl - tl, dd = (br - bl) - d;
-      check += (tl + d + da + dd) * T(0);
-      store(p, tl);
-      store(p + L, d);
-      store(p + 2 * L, da);
-      store(p + 3 * L, dd);
-      if (smooth) {
-        linear[0] += weight_[c] * tl;
-        linear[1] += weight_[c] * d;
-        linear[2] += weight_[c] * da;
-        linear[3] += weight_[c] * dd;
-      }
+      for (int i = 0; i < 4; ++i) linear_[i] += weight_[c] * load(chains_.corner(c) + i * L);
     }
-    maximum_ = m;
-    for (int i = 0; i < 4; ++i) linear_[i] = linear[i];
-    return !any(check != V{});
   }
 
   // The row's labels and weights. `plain_`: every step of every lane is a pixel of weight one, and labels stand as in
@@ -234,94 +208,35 @@ class CrossEntropy {
     }
   }
 
+  // False, with nothing changed, where the chains have lost too much.
   bool chain_row(const Block<T>& block, int64_t row, T fy) {
-    switch (g_.columns.steps) {
-      case 1:
-        return chain_row_of<1>(block, row, fy);
-      case 2:
-        return chain_row_of<2>(block, row, fy);
-      case 3:
-        return chain_row_of<3>(block, row, fy);
-      case 4:
-        return chain_row_of<4>(block, row, fy);
-      case 5:
-        return chain_row_of<5>(block, row, fy);
-      case 6:
-        return chain_row_of<6>(block, row, fy);
-      case 7:
-        return chain_row_of<7>(block, row, fy);
-      default:
-        return chain_row_of<8>(block, row, fy);
-    }
+    return with_steps(g_.columns.steps, [&](auto steps) { return this->chain_row_of<steps.value>(block, row, fy); });
   }
 
-  // False, with nothing changed, where the chains have lost too much.
   template <int K>
   bool chain_row_of(const Block<T>& block, int64_t row, T fy) {
-    const V needed = seeds<K>(block.fraction, fy) + (ChainLimits<T>::kLowest - ChainLimits<T>::kLogLostTolerance);
+    const V needed = chains_.template seeds<K>(fy);
     V s[K] = {}, log_s[K];
     if (args_.saved_lse) {
       const T* lse = (const T*)args_.saved_lse + (n_ * g_.out_height + row) * g_.out_width;
       for (int k = 0; k < K; ++k) {
-        for (int l = 0; l < L; ++l) log_s[k][l] = k < block.length[l] ? lse[block.first[l] + k] - maximum_[l] : T(0);
+        for (int l = 0; l < L; ++l) {
+          log_s[k][l] = k < block.length[l] ? lse[block.first[l] + k] - chains_.maximum[l] : T(0);
+        }
+        s[k] = vexp(log_s[k]);
       }
+      if (!chains_.template enough<K>(block, needed, log_s)) return false;
     } else {
-      sums<K>(s);
-      for (int k = 0; k < K; ++k) log_s[k] = vlog(s[k]);
-    }
-    V lowest = log_s[0];
-    for (int k = 0; k < K; ++k) {
-      V v = log_s[k];
-      if (!block.full) {
-        for (int l = 0; l < L; ++l) v[l] = k < block.length[l] ? v[l] : T(0);
-        log_s[k] = v;
-      }
-      lowest = vmin(lowest, v);
-    }
-    if (any(!(lowest - log_classes() >= needed))) return false;
-    if (args_.saved_lse) {
-      for (int k = 0; k < K; ++k) s[k] = vexp(log_s[k]);
+      chains_.template sums<K>(s);
+      if (!chains_.template log_sums<K>(block, needed, s, log_s)) return false;
     }
     if (!args_.pixel_grad) add_loss<K>(block, row, fy, log_s);
-    if (want_gradient_) add_gradient<K>(block, fy, s);
+    if (want_gradient_) add_gradient<K>(fy, s);
     return true;
   }
 
-  V log_classes() const { return vlog(broadcast((T)classes_)); }
-
-  // e_0 and r of every class; returns the largest rise of a class that starts below the smallest normal number.
-  template <int K>
-  FCN_NOINLINE V seeds(V fraction, T fy) {
-    V rise{};
-    for (int64_t c = 0; c < classes_; ++c) {
-      const T* p = corners_ + c * 4 * L;
-      const V a = load(p) + fy * load(p + 2 * L), d = load(p + L) + fy * load(p + 3 * L);
-      const V start = a + fraction * d;
-      store(chain_ + c * 2 * L, vexp(start));
-      if (K > 1) store(chain_ + (c * 2 + 1) * L, vexp(d * step_));
-      rise = start < ChainLimits<T>::kLowest ? vmax(rise, d) : rise;
-    }
-    return rise;
-  }
-
-  template <int K>
-  FCN_NOINLINE void sums(V* s) {
-    V sum[K];
-    for (int k = 0; k < K; ++k) sum[k] = V{};
-    for (int64_t c = 0; c < classes_; ++c) {
-      V e = load(chain_ + c * 2 * L);
-      const V r = load(chain_ + (c * 2 + 1) * L);
-      sum[0] += e;
-      for (int k = 1; k < K; ++k) {
-        e = e * r;
-        sum[k] += e;
-      }
-    }
-    for (int k = 0; k < K; ++k) s[k] = sum[k];
-  }
-
   // Value of the linear function with corners p (a, d, da, dd) at step k of a row.
-  V linear_at(const V* p, T fy, int k) const { return p[0] + fy * p[2] + fraction_[k] * (p[1] + fy * p[3]); }
+  V linear_at(const V* p, T fy, int k) const { return p[0] + fy * p[2] + chains_.fraction[k] * (p[1] + fy * p[3]); }
 
   template <int K>
   void add_loss(const Block<T>& block, int64_t row, T fy, const V* log_s) {
@@ -333,12 +248,12 @@ class CrossEntropy {
           const int32_t label = this->label(k, l);
           T value = T(0);
           if (label != classes_) {
-            const T* p = corners_ + (int64_t)label * 4 * L + l;
-            const T f = fraction_[k][l];
+            const T* p = chains_.corner(label) + l;
+            const T f = chains_.fraction[k][l];
             const T z = p[0] + fy * p[2 * L] + f * (p[L] + fy * p[3 * L]);
             value = (T(1) - smoothing_) * weight_[label] * (log_s[k][l] - z) + smooth[l];
           }
-          write_pixel(block, row, k, l, value, log_s[k][l] + maximum_[l]);
+          write_pixel(block, row, k, l, value, log_s[k][l] + chains_.maximum[l]);
         }
       }
       return;
@@ -371,7 +286,7 @@ class CrossEntropy {
   void add_valid_corners(int k, T fy) {
     V v = valid(k);
     if (args_.pixel_grad) v *= load(pixel_grad_ + k * L);
-    const V right = v * fraction_[k], left = v - right;
+    const V right = v * chains_.fraction[k], left = v - right;
     valid_corners_[kTopLeft] += (T(1) - fy) * left;
     valid_corners_[kTopRight] += (T(1) - fy) * right;
     valid_corners_[kBottomLeft] += fy * left;
@@ -379,18 +294,17 @@ class CrossEntropy {
   }
 
   template <int K>
-  FCN_NOINLINE void add_gradient(const Block<T>& block, T fy, const V* s) {
-    (void)block;
+  FCN_NOINLINE void add_gradient(T fy, const V* s) {
     V q[K], qf[K];
     for (int k = 0; k < K; ++k) {
       const V w = coefficient(k);
       q[k] = w == V{} ? V{} : w / s[k];  // steps that are no pixel have no meaningful sum
-      qf[k] = q[k] * fraction_[k];
+      qf[k] = q[k] * chains_.fraction[k];
       if (smoothing_ != T(0)) add_valid_corners(k, fy);
     }
     const T top = T(1) - fy;
     for (int64_t c = 0; c < classes_; ++c) {
-      const V e = load(chain_ + c * 2 * L), r = load(chain_ + (c * 2 + 1) * L);
+      const V e = chains_.seed(c), r = K > 1 ? chains_.ratio(c) : e;
       V sum = q[K - 1], right = qf[K - 1];
       for (int k = K - 2; k >= 0; --k) {
         sum = sum * r + q[k];
@@ -412,10 +326,7 @@ class CrossEntropy {
   }
 
   V logit(const Block<T>& block, int64_t c, T fy, int k) const {
-    const T *top = rows_.top + c * rows_.pitch, *bottom = rows_.bottom + c * rows_.pitch;
-    const V left = weigh<T>(block.load_left(top), block.load_left(bottom), broadcast(fy));
-    const V right = weigh<T>(block.load_right(top), block.load_right(bottom), broadcast(fy));
-    return weigh<T>(left, right, fraction_[k]);
+    return direct_logit<T>(rows_, block, c, chains_.fraction[k], fy);
   }
 
   void direct_step(const Block<T>& block, int64_t row, T fy, int k) {
@@ -424,12 +335,11 @@ class CrossEntropy {
     V s{}, smooth{};
     for (int64_t c = 0; c < classes_; ++c) {
       const V z = logit(block, c, fy, k), e = vexp(z - m);
-      store(chain_ + c * 2 * L, e);
+      store(chains_.scratch(c), e);
       s += e;
       if (smoothing_ != T(0)) smooth += weight_[c] * z;
     }
-    const V log_s = s == s ? vlog(s) : s;
-    const V lse = m + log_s;
+    const V lse = m + log_of_sum<T>(s);
     smooth = smooth_ * ((T)args_.weight_sum * lse - smooth);
     for (int l = 0; l < L; ++l) {
       if (k >= block.length[l]) continue;
@@ -449,11 +359,11 @@ class CrossEntropy {
   }
 
   void direct_gradient(T fy, int k, V s) {
-    const V zero{}, w = coefficient(k), q = w == zero ? zero : w / s, f = fraction_[k], f1 = T(1) - f;
+    const V zero{}, w = coefficient(k), q = w == zero ? zero : w / s, f = chains_.fraction[k], f1 = T(1) - f;
     const T top = T(1) - fy;
     if (smoothing_ != T(0)) add_valid_corners(k, fy);
     for (int64_t c = 0; c < classes_; ++c) {
-      V p = q * load(chain_ + c * 2 * L);
+      V p = q * chains_.seed(c);
       for (int l = 0; l < L; ++l) {
         if (label(k, l) == c) {
           const T w_label = (T(1) - smoothing_) * weight_[c];
@@ -484,7 +394,7 @@ class CrossEntropy {
         transpose_fours<T>(onehot, h);
         memset(onehot, 0, 4 * L * sizeof(T));
         touched_[c] = 0;
-        const T* p = corners_ + c * 4 * L;
+        const T* p = chains_.corner(c);
         const V a = load(p), d = load(p + L), da = load(p + 2 * L), dd = load(p + 3 * L);
         if (!args_.pixel_grad) linear += h[0] * a + h[1] * (a + d) + h[2] * (a + da) + h[3] * ((a + da) + (d + dd));
         if (want_gradient_) {
@@ -509,14 +419,15 @@ class CrossEntropy {
   Arena arena_;
   InputRows<T> rows_;
   GradientRows<T> gradient_rows_;
-  T *corners_, *chain_, *gradient_, *onehot_, *weight_;
+  Chains<T> chains_;
+  T *gradient_, *onehot_, *weight_;
   uint8_t* touched_;
   int32_t* labels_;
   int64_t n_, bad_label_;
   double loss_, weight_total_;
-  T smoothing_, smooth_, step_;
+  T smoothing_, smooth_;
   bool want_gradient_, plain_;
-  V maximum_, linear_[4], valid_corners_[4], fraction_[kMaxSteps];
+  V linear_[4], valid_corners_[4];
   T pixel_weight_[kMaxSteps * L], pixel_grad_[kMaxSteps * L];
   int32_t label_[kMaxSteps * L];
   const int32_t* row_labels_;

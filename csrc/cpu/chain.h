@@ -1,0 +1,160 @@
+// The geometric progressions of a tile (../softmax.h): corners relative to the tile's maximum, the chains of a row, and
+// whether they have kept enough digits.
+#pragma once
+
+#include "../softmax.h"
+#include "math.h"
+#include "tile.h"
+
+namespace fcn {
+namespace FCN_ISA {
+
+// Calls f(Steps<K>()) for K = steps, so that the loops over the steps of a segment unroll.
+template <int K>
+struct Steps {
+  static constexpr int value = K;
+};
+template <typename F>
+FCN_INLINE auto with_steps(int steps, const F& f) {
+  switch (steps) {
+    case 1:
+      return f(Steps<1>());
+    case 2:
+      return f(Steps<2>());
+    case 3:
+      return f(Steps<3>());
+    case 4:
+      return f(Steps<4>());
+    case 5:
+      return f(Steps<5>());
+    case 6:
+      return f(Steps<6>());
+    case 7:
+      return f(Steps<7>());
+    default:
+      return f(Steps<8>());
+  }
+}
+
+template <typename T>
+class Chains {
+  static constexpr int L = kLanes<T>;
+  using V = Vec<T>;
+
+ public:
+  Chains(int64_t classes, const Geometry& g, Arena& arena)
+      : classes_(classes), step_((T)g.columns.step), log_classes_(vlog(broadcast((T)classes))) {
+    corners_ = arena.take<T>(classes * 4 * L);
+    chain_ = arena.take<T>(classes * 2 * L);
+  }
+
+  // Takes the corners of a tile; false where one of them is not finite.
+  FCN_NOINLINE bool start_tile(const InputRows<T>& rows, const Block<T>& block) {
+    const V m = vmax(vmax(block.load_left(rows.top_maximum), block.load_right(rows.top_maximum)),
+                     vmax(block.load_left(rows.bottom_maximum), block.load_right(rows.bottom_maximum)));
+    V check{};
+    for (int64_t c = 0; c < classes_; ++c) {
+      const T *top = rows.top + c * rows.pitch, *bottom = rows.bottom + c * rows.pitch;
+      const V tl = block.load_left(top) - m, tr = block.load_right(top) - m;
+      const V bl = block.load_left(bottom) - m, br = block.load_right(bottom) - m;
+      const V d = tr - tl, da = bl - tl, dd = (br - bl) - d;
+      check += (tl + d + da + dd) * T(0);
+      T* p = corners_ + c * 4 * L;
+      store(p, tl);
+      store(p + L, d);
+      store(p + 2 * L, da);
+      store(p + 3 * L, dd);
+    }
+    maximum = m;
+    for (int k = 0; k < kMaxSteps; ++k) fraction[k] = block.fraction + T(k) * step_;
+    return !any(check != V{});
+  }
+
+  // e_0 and r of every class. Returns the bound that the smallest log S_k must reach: log C + kLowest + rise - log
+  // tolerance, rise the steepest rise of a class that starts below the smallest normal number.
+  template <int K>
+  FCN_NOINLINE V seeds(T fy) {
+    V rise{};
+    for (int64_t c = 0; c < classes_; ++c) {
+      const V a = level(c, fy), d = slope(c, fy), start = a + fraction[0] * d;
+      store(chain_ + c * 2 * L, vexp(start));
+      if (K > 1) store(chain_ + (c * 2 + 1) * L, vexp(d * step_));
+      rise = start < ChainLimits<T>::kLowest ? vmax(rise, d) : rise;
+    }
+    return rise + log_classes_ + (ChainLimits<T>::kLowest - ChainLimits<T>::kLogLostTolerance);
+  }
+
+  // S_k = sum over classes of e_0 r^k.
+  template <int K>
+  FCN_NOINLINE void sums(V* s) const {
+    V sum[K];
+    for (int k = 0; k < K; ++k) sum[k] = V{};
+    for (int64_t c = 0; c < classes_; ++c) {
+      V e = seed(c);
+      const V r = K > 1 ? ratio(c) : e;
+      sum[0] += e;
+      for (int k = 1; k < K; ++k) {
+        e = e * r;
+        sum[k] += e;
+      }
+    }
+    for (int k = 0; k < K; ++k) s[k] = sum[k];
+  }
+
+  // log S_k, 0 for steps that are no pixel; false where the chains have lost too much (and NaN counts as lost).
+  template <int K>
+  bool log_sums(const Block<T>& block, V needed, const V* s, V* log_s) const {
+    for (int k = 0; k < K; ++k) log_s[k] = vlog(s[k]);
+    return enough<K>(block, needed, log_s);
+  }
+
+  template <int K>
+  bool enough(const Block<T>& block, V needed, V* log_s) const {
+    if (!block.full) {
+      for (int k = 0; k < K; ++k) {
+        for (int l = 0; l < L; ++l) log_s[k][l] = k < block.length[l] ? log_s[k][l] : T(0);
+      }
+      for (int l = 0; l < L; ++l) needed[l] = block.length[l] ? needed[l] : T(0);
+    }
+    V lowest = log_s[0];
+    for (int k = 1; k < K; ++k) lowest = vmin(log_s[k], lowest);
+    return !any(!(lowest >= needed));
+  }
+
+  FCN_INLINE V seed(int64_t c) const { return load(chain_ + c * 2 * L); }
+  FCN_INLINE V ratio(int64_t c) const { return load(chain_ + (c * 2 + 1) * L); }
+
+  // A logit is level + fraction * slope along a row, relative to the maximum.
+  FCN_INLINE V level(int64_t c, T fy) const { return load(corner(c)) + fy * load(corner(c) + 2 * L); }
+  FCN_INLINE V slope(int64_t c, T fy) const { return load(corner(c) + L) + fy * load(corner(c) + 3 * L); }
+
+  // a, d and their vertical differences, a vector each.
+  FCN_INLINE const T* corner(int64_t c) const { return corners_ + c * 4 * L; }
+  FCN_INLINE T* scratch(int64_t c) { return chain_ + c * 2 * L; }
+
+  V maximum, fraction[kMaxSteps];
+
+ private:
+  const int64_t classes_;
+  const T step_;
+  const V log_classes_;
+  T *corners_, *chain_;
+};
+
+// A logit from the input rows in the weighted form, for rows whose chains cannot be used.
+template <typename T>
+FCN_INLINE Vec<T> direct_logit(const InputRows<T>& rows, const Block<T>& block, int64_t c, Vec<T> fx, T fy) {
+  const T *top = rows.top + c * rows.pitch, *bottom = rows.bottom + c * rows.pitch;
+  const Vec<T> left = weigh<T>(block.load_left(top), block.load_left(bottom), broadcast(fy));
+  const Vec<T> right = weigh<T>(block.load_right(top), block.load_right(bottom), broadcast(fy));
+  return weigh<T>(left, right, fx);
+}
+
+// log of a sum of exponentials below 1, which may be NaN.
+template <typename T>
+FCN_INLINE Vec<T> log_of_sum(Vec<T> s) {
+  return s == s ? vlog(s) : s;
+}
+
+}  // namespace FCN_ISA
+}  // namespace fcn
