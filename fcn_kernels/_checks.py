@@ -1,0 +1,172 @@
+"""Validation shared by the public functions: shapes, dtypes and devices only, never a pass over the data.
+
+TypeError: a wrong Python type or dtype. ValueError: a wrong rank, shape, size, value, window or mix of devices.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import reference
+from .sampling import Sampling
+
+FLOATING = frozenset((torch.float32, torch.float64, torch.float16, torch.bfloat16))
+LABELS = frozenset((torch.uint8, torch.int16, torch.int32, torch.int64))
+REDUCTIONS = {
+    "none": reference.NONE,
+    "mean": reference.MEAN,
+    "sum": reference.SUM,
+    "mean_all": reference.MEAN_ALL,
+}
+
+
+def check_image(op: str, name: str, x: Tensor) -> None:
+    """A floating tensor [N, C, H, W] with at least one channel and one pixel."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{op}: {name} must be a tensor, got {type(x).__name__}")
+    if x.dtype not in FLOATING:
+        raise TypeError(f"{op}: {name} must be float32, float64, float16 or bfloat16, got {x.dtype}")
+    shape = x.shape
+    if len(shape) != 4:
+        raise ValueError(f"{op}: {name} must be [N, C, H, W], got shape {list(shape)}")
+    if shape[1] == 0 or shape[2] == 0 or shape[3] == 0:
+        raise ValueError(f"{op}: {name} must have at least one channel and one pixel, got shape {list(shape)}")
+
+
+def encode_sampling(op: str, x: Tensor, sampling: Sampling | int | Sequence[int]) -> list[int]:
+    """The sampling, or the plain output size (H, W), as the 11 integers of the schemas, checked against x."""
+    height, width = x.shape[2:]
+    if not isinstance(sampling, Sampling):
+        try:
+            return Sampling.interpolate((height, width), sampling).encode()
+        except (TypeError, ValueError) as error:
+            raise type(error)(
+                f"{op}: sampling must be a Sampling or an output size (H, W), got {sampling!r} ({error})"
+            ) from None
+    h, w = sampling.input_size
+    if h != height or w != width:
+        raise ValueError(f"{op}: the sampling reads {h} x {w} pixels, but x has {height} x {width}")
+    return sampling.encode()
+
+
+def check_same_device(op: str, x: Tensor, **others: Tensor | None) -> None:
+    """All tensors live where x does."""
+    device = x.device
+    for name, t in others.items():
+        if t is not None and t.device != device:
+            raise ValueError(f"{op}: {name} is on {t.device}, but x is on {device}")
+
+
+def check_same_dtype(op: str, x: Tensor, **others: Tensor | None) -> None:
+    """All tensors have the dtype of x."""
+    dtype = x.dtype
+    for name, t in others.items():
+        if t is not None and t.dtype != dtype:
+            raise TypeError(f"{op}: {name} is {t.dtype}, but x is {dtype}; cast one of them, or use autocast")
+
+
+def check_window(
+    op: str, name: str, t: Tensor, x: Tensor, channels: int, offset: Sequence[int], size: Sequence[int]
+) -> tuple[int, int]:
+    """The window of `size` at `offset` lies inside t, whose batch and channels fit x; returns the offset."""
+    try:
+        oy, ox = offset
+    except (TypeError, ValueError):
+        raise ValueError(f"{op}: {name}_offset must be a pair (y, x), got {offset!r}") from None
+    n, c, height, width = t.shape
+    if n != x.shape[0] or c != channels:
+        raise ValueError(
+            f"{op}: {name} must have {x.shape[0]} images of {channels} channels as x gives, got shape {list(t.shape)}"
+        )
+    if oy < 0 or ox < 0 or oy + size[0] > height or ox + size[1] > width:
+        raise ValueError(
+            f"{op}: the window of {size[0]} x {size[1]} pixels at ({oy}, {ox}) leaves {name}, which has {height} x {width}"
+        )
+    return oy, ox
+
+
+def check_scale(op: str, name: str, value: float) -> float:
+    """A finite number."""
+    if isinstance(value, Tensor):
+        raise TypeError(f"{op}: {name} must be a number, got a tensor (its gradient would be lost)")
+    value = float(value)
+    if not math.isfinite(value):
+        raise ValueError(f"{op}: {name} must be finite, got {value}")
+    return value
+
+
+def check_target(op: str, target: Tensor, shape: Sequence[int]) -> None:
+    """Integer labels [N, H, W] of the given shape."""
+    if not isinstance(target, Tensor):
+        raise TypeError(f"{op}: target must be a tensor of labels, got {type(target).__name__}")
+    if target.dtype not in LABELS:
+        if target.dtype.is_floating_point:
+            raise TypeError(
+                f"{op}: soft targets are not supported: target must hold integer labels [N, H, W], got {target.dtype}"
+            )
+        raise TypeError(f"{op}: target must be uint8, int16, int32 or int64, got {target.dtype}")
+    if target.shape != tuple(shape):
+        raise ValueError(f"{op}: target must be [N, H, W] = {list(shape)}, got shape {list(target.shape)}")
+
+
+def target_size(op: str, target: Tensor) -> tuple[int, int]:
+    """(H, W) of a label image, where no sampling is given."""
+    if not isinstance(target, Tensor):
+        raise TypeError(f"{op}: target must be a tensor of labels, got {type(target).__name__}")
+    if target.dim() < 3 and not target.dtype.is_floating_point:
+        raise ValueError(f"{op}: target must be [N, H, W], got shape {list(target.shape)}")
+    return tuple(target.shape[-2:]) if target.dim() >= 2 else (1, 1)
+
+
+def check_class_weight(op: str, name: str, weight: Tensor | None, x: Tensor, classes: int) -> Tensor | None:
+    """One constant factor per class, returned in the dtype of the arithmetic."""
+    if weight is None:
+        return None
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"{op}: {name} must be a tensor, got {type(weight).__name__}")
+    if weight.dtype not in FLOATING:
+        raise TypeError(f"{op}: {name} must be a floating tensor, got {weight.dtype}")
+    if weight.dim() != 1 or weight.shape[0] != classes:
+        raise ValueError(f"{op}: {name} must be [{classes}], one factor per class, got shape {list(weight.shape)}")
+    if weight.device != x.device:
+        raise ValueError(f"{op}: {name} is on {weight.device}, but x is on {x.device}")
+    if weight.requires_grad:
+        raise ValueError(f"{op}: {name} requires a gradient, but is a constant here; pass {name}.detach()")
+    return weight.to(reference.arithmetic_dtype(x.dtype))
+
+
+def check_index(op: str, name: str, value: int) -> int:
+    """An integer that fits 64 bits."""
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        raise TypeError(f"{op}: {name} must be an int, got {value!r}")
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(f"{op}: {name} must fit 64 bits, got {value}")
+    return value
+
+
+def reduction_code(op: str, reduction: str) -> int:
+    """The integer of the schemas for "none", "mean", "sum" or "mean_all"."""
+    try:
+        return REDUCTIONS[reduction]
+    except (KeyError, TypeError):
+        raise ValueError(f"{op}: reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}") from None
+
+
+def check_smoothing(op: str, label_smoothing: float) -> float:
+    """A number in [0, 1]."""
+    label_smoothing = float(label_smoothing)
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(f"{op}: label_smoothing must lie in [0, 1], got {label_smoothing}")
+    return label_smoothing
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """The dtype that a convolution of x would run in under autocast; None when autocast is off or leaves x alone."""
+    kind = x.device.type
+    if not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:
+        return None
+    return torch.get_autocast_dtype(kind)

@@ -1,0 +1,181 @@
+"""The operator library: schemas, fallbacks, autograd and vmap rules, and the compiled extension.
+
+An operator is defined once, in `fcn_kernels/ops/NAME.py`:
+
+    define("name(Tensor x, ...) -> Tensor", reference.name, fake)     # schema, any-device fallback, shapes
+    differentiable("name", backward, setup_context)                   # autograd, if it has one
+    batched_per_sample("name", ...) or batched_by_loop("name")        # vmap
+
+Kernels for a device register themselves under its dispatch key, before or after.
+"""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+NAMESPACE = "fcn_kernels"
+
+_library = torch.library.Library(NAMESPACE, "FRAGMENT")
+
+
+def define(schema: str, reference: Callable, fake: Callable) -> None:
+    """Define an operator: `reference` serves every device that has no kernel, `fake` computes shapes and strides."""
+    name = schema[: schema.index("(")]
+    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _library.impl(name, reference, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
+
+
+def differentiable(name: str, backward: Callable, setup_context: Callable) -> None:
+    """Give an operator its derivative: ``backward(ctx, *grads)``, ``setup_context(ctx, inputs, output)``."""
+    torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_library)
+
+
+def non_differentiable(name: str) -> None:
+    """An operator whose outputs never require a gradient."""
+
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor | tuple) -> None:
+        ctx.mark_non_differentiable(*(output if isinstance(output, tuple) else (output,)))
+
+    def backward(ctx: Any, *grads: Tensor | None) -> None:
+        raise RuntimeError(f"{name} has no derivative")
+
+    differentiable(name, backward, setup_context)
+
+
+def once_differentiable(name: str, forward: str) -> None:
+    """An operator that is itself a derivative and refuses to be differentiated again."""
+
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor | tuple) -> None:
+        pass
+
+    def backward(ctx: Any, *grads: Tensor | None) -> None:
+        raise RuntimeError(_refusal(forward))
+
+    differentiable(name, backward, setup_context)
+
+
+def refuse_double_backward(name: str, gradient: Tensor, *inputs: Tensor | None) -> Tensor:
+    """`gradient`, which depends on `inputs`, such that differentiating it raises instead of returning a wrong number."""
+    if not torch.is_grad_enabled():
+        return gradient  # nobody records: the usual backward pass
+    return _Refusal.apply(name, gradient, *inputs)
+
+
+class _Refusal(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(name: str, gradient: Tensor, *inputs: Tensor | None) -> Tensor:
+        return gradient.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.name = inputs[0]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> None:
+        raise RuntimeError(_refusal(ctx.name))
+
+
+def _refusal(name: str) -> str:
+    return f"{name} cannot be differentiated twice: it is not linear, and its second derivative is not implemented"
+
+
+def batched_by_loop(name: str) -> None:
+    """vmap by one call per sample: for operators that reduce over the batch."""
+    op = getattr(getattr(torch.ops, NAMESPACE), name).default
+
+    def rule(info: Any, in_dims: Sequence[int | None], *args: Any) -> tuple:
+        return _loop(op, info.batch_size, in_dims, args)
+
+    torch.library.register_vmap(f"{NAMESPACE}::{name}", rule, lib=_library)
+
+
+def batched_per_sample(name: str, per_sample: Sequence[int], loop_if: Callable[..., bool] | None = None) -> None:
+    """vmap by folding the mapped dimension into N, for operators that treat the samples independently.
+
+    Args:
+        name: the operator.
+        per_sample: positions of the arguments that have a leading dimension N. If another tensor argument is mapped (a
+            weight, say), the rule falls back to one call per sample.
+        loop_if: ``loop_if(*args)`` says that this call reduces over the batch after all.
+    """
+    op = getattr(getattr(torch.ops, NAMESPACE), name).default
+    folded = frozenset(per_sample)
+
+    def rule(info: Any, in_dims: Sequence[int | None], *args: Any) -> tuple:
+        b = info.batch_size
+        in_dims = (*in_dims, *(None,) * (len(args) - len(in_dims)))
+        shared = any(isinstance(d, int) and i not in folded for i, d in enumerate(in_dims))
+        if shared or b == 0 or (loop_if is not None and loop_if(*args)):
+            return _loop(op, b, in_dims, args)
+        args = list(args)
+        n = None
+        for i in folded:
+            if isinstance(args[i], Tensor):
+                if in_dims[i] is None:
+                    t = args[i].unsqueeze(0).expand(b, *args[i].shape)
+                else:
+                    t = args[i].movedim(in_dims[i], 0)
+                if t.dim() > 2 or t.shape[1:] != (0,):  # an absent tensor is an empty [0]
+                    n = t.shape[1]
+                    args[i] = t.flatten(0, 1)
+                else:
+                    args[i] = t[0]
+        output = op(*args)
+        if isinstance(output, Tensor):
+            return output.unflatten(0, (b, n)), 0
+        parts = [t.new_empty((b, 0)) if t.shape == (0,) else t.unflatten(0, (b, n)) for t in output]
+        return tuple(parts), (0,) * len(parts)
+
+    torch.library.register_vmap(f"{NAMESPACE}::{name}", rule, lib=_library)
+
+
+def _loop(op: Callable, batch: int, in_dims: Sequence[int | None], args: Sequence[Any]) -> tuple:
+    in_dims = (*in_dims, *(None,) * (len(args) - len(in_dims)))
+    if batch == 0:
+        raise ValueError(f"{op}: vmap over an empty dimension is not supported")
+    calls = [
+        op(*(a.select(d, b) if isinstance(d, int) else a for a, d in zip(args, in_dims, strict=True)))
+        for b in range(batch)
+    ]
+    if isinstance(calls[0], Tensor):
+        return torch.stack(calls), 0
+    outputs = tuple(torch.stack(parts) for parts in zip(*calls, strict=True))
+    return outputs, (0,) * len(outputs)
+
+
+_extension: Any = None
+_extension_error: str | None = None
+
+
+def load_extension() -> Any:
+    """The compiled module `fcn_kernels._C`, whose import registers the kernels; None when it is not there.
+
+    Tries once and never builds. `extension_error` keeps the reason of a failure.
+    """
+    global _extension, _extension_error
+    if _extension is None and _extension_error is None:
+        try:
+            _extension = importlib.import_module(f"{NAMESPACE}._C")
+        except ModuleNotFoundError:
+            _extension_error = "the package was installed without compiled kernels"
+        except ImportError as error:  # built, but for another Python or torch
+            _extension_error = str(error)
+            warnings.warn(
+                f"fcn_kernels: the compiled kernels cannot be loaded, the PyTorch reference serves: {error}",
+                stacklevel=2,
+            )
+    return _extension
+
+
+def extension_error() -> str | None:
+    """Why the compiled module is not there, or None."""
+    return _extension_error

@@ -1,0 +1,1 @@
+"""One file per operator: schema, fake, autograd, vmap rule and the public function."""
