@@ -1,0 +1,229 @@
+"""How things are measured: interleaved rounds, medians with their spread, peak memory from the kernel's own counter."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+import fcn_kernels
+
+# Three ways for malloc to treat large blocks. They must be in the environment before a process starts.
+REGIMES: dict[str, dict[str, str]] = {
+    # Freed memory stays in the process: no page is zeroed by the kernel twice, and operators alone are measured.
+    "recycling": {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "10000000000"},
+    # What users have: glibc returns large blocks to the kernel, so every large temporary pays for fresh pages.
+    "default": {},
+    # Every large block comes and goes on its own: the resident size follows what is allocated.
+    "exact": {"MALLOC_MMAP_THRESHOLD_": "65536"},
+}
+
+
+def environment(regime: str, threads: int | None) -> dict[str, str]:
+    """The environment of a measuring process."""
+    env = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")} | REGIMES[regime]
+    if threads is not None:
+        env["OMP_NUM_THREADS"] = str(threads)
+    return env
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds of one call."""
+
+    median: float
+    low: float  # quartiles
+    high: float
+    samples: int
+
+    @classmethod
+    def of(cls, seconds: list[float]) -> Timing:
+        ms = sorted(1e3 * s for s in seconds)
+        low, _, high = statistics.quantiles(ms, n=4, method="inclusive") if len(ms) > 1 else ms * 3
+        return cls(statistics.median(ms), low, high, len(ms))
+
+    @property
+    def spread(self) -> float:
+        """Half the interquartile range, relative to the median."""
+        return (self.high - self.low) / 2 / self.median
+
+    as_dict = asdict
+
+
+def interleaved(
+    calls: Mapping[str, Callable[[], object]],
+    seconds: float,
+    minimum: int = 5,
+    progress: Callable[[], None] = lambda: None,
+) -> dict[str, Timing]:
+    """Times all calls in turns, so that a slow phase of the machine falls on all of them, for about `seconds` in all.
+
+    The first sample of a turn finds another call's data in the cache. Short calls are sampled several times a turn; one
+    that has had its share of the time and `minimum` samples (3, if it takes seconds) waits for the others.
+    """
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    estimate = {}
+    for name, call in calls.items():  # warm-up
+        call()
+        start = time.perf_counter()
+        call()
+        estimate[name] = time.perf_counter() - start
+        progress()
+    slowest = max(estimate.values())
+    repeats = {name: max(1, min(10, int(0.1 * slowest / own))) for name, own in estimate.items()}
+    batch = {name: max(1, int(2e-4 / own)) for name, own in estimate.items()}  # microseconds are not timed one by one
+    least = {name: minimum if own < 1 else min(minimum, 3) for name, own in estimate.items()}
+    spent = dict.fromkeys(calls, 0.0)
+    share = seconds / len(calls)
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        while True:
+            enough = [name for name in calls if len(samples[name]) >= least[name]]
+            waiting = [name for name in enough if spent[name] >= share]
+            if len(waiting) == len(calls) or (len(enough) == len(calls) and sum(spent.values()) >= seconds):
+                break
+            for name in calls:
+                if name in waiting:
+                    continue
+                call, count = calls[name], batch[name]
+                for _ in range(repeats[name]):
+                    start = time.perf_counter()
+                    for _ in range(count):
+                        call()
+                    elapsed = time.perf_counter() - start
+                    samples[name].append(elapsed / count)
+                    spent[name] += elapsed
+                progress()
+    finally:
+        if enabled:
+            gc.enable()
+    return {name: Timing.of(times) for name, times in samples.items()}
+
+
+def copy_bandwidth(megabytes: int = 256, seconds: float = 0.5) -> float:
+    """Bytes per second, read and written, of a large copy by torch's threads: what a streaming operator can reach."""
+    source = torch.ones(megabytes << 18)
+    target = torch.empty_like(source)
+    timing = interleaved({"copy": lambda: target.copy_(source)}, seconds)["copy"]
+    return 2 * source.nbytes / (timing.median / 1e3)
+
+
+# --- memory ---
+
+
+def _status(field: str) -> int:  # bytes
+    with open("/proc/self/status") as status:
+        for line in status:
+            if line.startswith(field + ":"):
+                return 1024 * int(line.split()[1])
+    raise RuntimeError(f"/proc/self/status has no {field}")
+
+
+def available_memory() -> int:  # bytes
+    with open("/proc/meminfo") as info:
+        return next(1024 * int(line.split()[1]) for line in info if line.startswith("MemAvailable:"))
+
+
+def can_measure_memory() -> bool:
+    return os.access("/proc/self/clear_refs", os.W_OK)
+
+
+def peak_of(call: Callable[[], object]) -> int:
+    """Bytes by which the resident size rises at most during `call`, whose result is kept alive.
+
+    Meaningful in the "exact" regime and in a process that has not run `call` before.
+    """
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark falls to the present resident size
+    before = _status("VmRSS")
+    result = call()
+    peak = _status("VmHWM") - before
+    del result
+    return max(peak, 0)
+
+
+def _in_child(connection, function, arguments) -> None:
+    try:
+        connection.send((True, function(*arguments)))
+    except Exception as error:
+        connection.send((False, f"{type(error).__name__}: {error}"))
+
+
+def in_fresh_process(function: Callable, *arguments: object) -> object:
+    """`function(*arguments)` in a process that has computed nothing yet, forked from one that has imported torch."""
+    context = multiprocessing.get_context(
+        "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else None
+    )
+    if context.get_start_method() == "forkserver":
+        context.set_forkserver_preload([function.__module__])
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_in_child, args=(sender, function, arguments))
+    process.start()
+    sender.close()
+    try:
+        good, value = receiver.recv()
+    except EOFError:
+        process.join()
+        raise RuntimeError(f"the measuring process ended with exit code {process.exitcode}") from None
+    process.join()
+    if not good:
+        raise RuntimeError(value)
+    return value
+
+
+# --- provenance ---
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    try:
+        here = Path(__file__).resolve().parent
+        git = ["git", "-C", str(here), "describe", "--always", "--dirty", "--exclude=*"]
+        return subprocess.run(git, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _instruction_set() -> str:
+    try:
+        from fcn_kernels import _C
+    except ImportError:
+        return "none: no compiled kernels, the PyTorch reference serves"
+    return _C.instruction_set()
+
+
+def provenance() -> dict[str, object]:
+    """What a number means nothing without."""
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "torch_instruction_set": torch.backends.cpu.get_cpu_capability(),
+        "fcn_kernels": fcn_kernels.__version__,
+        "instruction_set": _instruction_set(),
+        "commit": _commit(),
+        "python": sys.version.split()[0],
+        "system": platform.platform(),
+        "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }

@@ -1,0 +1,131 @@
+"""A measuring process: one request (JSON) on standard input, one event (JSON) a line on standard output.
+
+A malloc regime must be in the environment from the start, so `fcn-kernels bench` runs one such process per regime.
+Request: {"task": "time" | "memory", "threads", "seconds", "jobs": [{"workload", "methods": [...], "check": bool}]}.
+Events: {"event": "provenance" | "step" | "timing" | "peak" | "disagreement" | "unavailable" | "done", ...}.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+
+import torch
+
+from fcn_kernels.benchmarking import formulations, measure
+from fcn_kernels.benchmarking.agreement import Agreement
+from fcn_kernels.benchmarking.workloads import Method, Workload, call_of, workload
+
+_events = sys.stdout
+
+
+def _emit(event: str, **fields: object) -> None:
+    print(json.dumps({"event": event, **fields}), file=_events, flush=True)
+
+
+def methods_for(job: Workload, names: list[str], inputs: str) -> list[Method]:
+    """On its first kind of inputs every method runs; on others the fused one and eager PyTorch, as torch's own speed
+    does not depend on the values."""
+    methods = [method for method in job.methods if method.name in names]
+    if inputs != job.inputs[0]:
+        methods = [method for method in methods if method.role == "fused" or method.name == "eager"]
+    return methods
+
+
+def _time(job: Workload, names: list[str], check: bool, seconds: float) -> None:
+    calls, where = {}, {}
+    if any(job.method(name).compiled for name in names):
+        torch._dynamo.reset()
+    for inputs in job.inputs:
+        _emit("step", text=f"{job.name}: {inputs} inputs")
+        tensors = job.make(inputs)
+        agreement = Agreement(job, tensors) if check else None
+        for method in methods_for(job, names, inputs):
+            if method.compiled:
+                _emit("step", text=f"{job.name}: torch.compile")
+            call = call_of(method, tensors)
+            try:
+                start = time.perf_counter()
+                results = call()
+                first = time.perf_counter() - start
+            except Exception as error:
+                if not method.compiled:
+                    raise
+                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                _emit("unavailable", workload=job.name, method=method.name, reason=reason[:200])
+                continue
+            if agreement is not None and method.role != "yardstick":
+                complaints = agreement.complaints(method, results)
+                for text in complaints:
+                    _emit("disagreement", workload=job.name, inputs=inputs, method=method.name, text=text)
+                if complaints:
+                    continue
+            key = f"{inputs}/{method.name}"
+            calls[key], where[key] = call, (inputs, method.name, first)
+            del results
+        del agreement
+    if not calls:
+        return
+    _emit("step", text=f"{job.name}: timing")
+    for key, timing in measure.interleaved(calls, seconds, minimum=3 if seconds < 3 else 5).items():
+        inputs, method, first = where[key]
+        extra = {"first_call_s": first} if job.method(method).compiled else {}
+        _emit("timing", workload=job.name, inputs=inputs, method=method, **timing.as_dict(), **extra)
+
+
+def peak_memory(name: str, method_name: str, threads: int | None) -> int:
+    """Bytes that one call of a method takes at most beyond its inputs, in a process that has not run it before."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    job = workload(name)
+    method = job.method(method_name)
+    tensors = job.make(job.inputs[0])
+    # Threads, libraries and autograd are started by a small job that has nothing to do with the measured one.
+    a = torch.rand(1, 3, 64, 64, requires_grad=True)
+    loss = formulations.cross_entropy(
+        formulations.interpolate(a, (128, 128)), torch.zeros(1, 128, 128, dtype=torch.long)
+    )
+    loss.backward()
+    call = call_of(method, tensors)
+    if method.compiled:
+        call()  # the compiler's own memory is not meant
+        for t in tensors.values():
+            t.grad = None
+    return measure.peak_of(call)
+
+
+def _memory(job: Workload, names: list[str], threads: int | None) -> None:
+    for name in names:
+        _emit("step", text=f"{job.name}: memory of {name}")
+        if name != "fused" and measure.available_memory() < 4 * job.full:
+            _emit("unavailable", workload=job.name, method=name, reason=f"it would need {3 * job.full / 1e9:.1f} GB")
+            continue
+        try:
+            peak = measure.in_fresh_process(peak_memory, job.name, name, threads)
+        except RuntimeError as error:
+            _emit("unavailable", workload=job.name, method=name, reason=str(error).splitlines()[0][:200])
+            continue
+        _emit("peak", workload=job.name, inputs=job.inputs[0], method=name, bytes=peak)
+
+
+def main() -> None:
+    global _events
+    # Compilers and libraries may print: events alone go to the real standard output.
+    _events, sys.stdout = sys.stdout, sys.stderr
+    request = json.load(sys.stdin)
+    threads = request["threads"]
+    if threads is not None:
+        torch.set_num_threads(threads)
+    _emit("provenance", **measure.provenance())
+    for entry in request["jobs"]:
+        job = workload(entry["workload"])
+        if request["task"] == "memory":
+            _memory(job, entry["methods"], threads)
+        else:
+            _time(job, entry["methods"], entry["check"], request["seconds"])
+    _emit("done")
+
+
+if __name__ == "__main__":
+    main()

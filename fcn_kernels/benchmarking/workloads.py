@@ -1,0 +1,408 @@
+"""Every workload of `fcn-kernels bench` and of the suites in benchmarks/, by name: inputs, methods, goals, traffic.
+
+A workload is one job on tensors of one geometry. Its methods are the fused operator, its rivals (PyTorch as it is
+usually written, eager and compiled), tuned rivals (the same job rewritten for speed: stricter, reported beside) and
+yardsticks (a part of the job that no method can avoid). Inputs come in kinds, since speed may depend on values:
+"photograph" (scores of features of real photographs, smooth), "random" (normal, sd 1) and "hot" (normal, sd 10).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import fcn_kernels
+from fcn_kernels import Sampling
+from fcn_kernels.benchmarking import formulations as torch_ways
+from fcn_kernels.benchmarking import photographs
+
+IGNORE = torch_ways.IGNORE
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Method:
+    name: str
+    role: str  # fused, rival, tuned, yardstick
+    function: Callable[..., Tensor]  # called with the workload's tensors by name
+    compiled: bool = False
+    channels_last: bool = False  # the floating 4-d inputs are laid out so beforehand, untimed
+
+
+@dataclass(frozen=True)
+class Goal:
+    """For inputs of one kind: what the fused method must reach."""
+
+    measure: (
+        str  # "speed-up": rivals' best / fused, at least; "time": fused / `against`, at most; "memory": bytes, at most
+    )
+    value: float
+    inputs: str
+    against: str = ""  # a kind of inputs of the fused method, or the name of a yardstick
+
+
+@dataclass(frozen=True)
+class Workload:
+    name: str
+    operator: str
+    title: str  # unique beside the operator
+    make: Callable[[str], Tensors]  # kind of inputs -> tensors; those that require grad are differentiated in
+    methods: tuple[Method, ...]
+    inputs: tuple[str, ...] = ("photograph",)
+    goals: tuple[Goal, ...] = ()
+    logits: Callable[..., Tensor] | None = None  # for labels: the full-resolution logits that they are the argmax of
+    traffic: int = 0  # bytes that the fused operator must move
+    full: int = 0  # bytes of the full-resolution float32 logits, which rivals write and the fused operator does not
+    quick: bool = False
+    timed: bool = True  # False: only its memory is measured
+
+    def method(self, name: str) -> Method:
+        return next(method for method in self.methods if method.name == name)
+
+
+def call_of(method: Method, tensors: Tensors) -> Callable[[], Tensors]:
+    """A call that does the job once, and the backward pass where an input wants a gradient, returning all results."""
+    if method.channels_last:
+        tensors = {
+            name: t.detach().contiguous(memory_format=torch.channels_last).requires_grad_(t.requires_grad)
+            if t.dim() == 4 and t.is_floating_point()
+            else t
+            for name, t in tensors.items()
+        }
+    function = torch.compile(method.function, dynamic=False) if method.compiled else method.function
+    leaves = {name: t for name, t in tensors.items() if t.requires_grad}
+    if not leaves:
+
+        def forward() -> Tensors:
+            with torch.no_grad():
+                return {"result": function(**tensors)}
+
+        return forward
+
+    def forward_backward() -> Tensors:
+        for leaf in leaves.values():
+            leaf.grad = None
+        loss = function(**tensors)
+        loss.backward()
+        return {"loss": loss.detach()} | {f"gradient of {name}": leaf.grad for name, leaf in leaves.items()}
+
+    return forward_backward
+
+
+def _random(kind: str, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1)) * {"random": 1, "hot": 10}[kind]
+
+
+def _scores(kind: str, batch: int, classes: int, small: tuple[int, int], large: tuple[int, int]) -> Tensor:
+    if kind == "photograph":
+        return photographs.head_scores(batch, classes, large, large[0] // small[0])
+    return _random(kind, batch, classes, *small)
+
+
+def _target(kind: str, logits: Callable[[], Tensor], batch: int, classes: int, size: tuple[int, int]) -> Tensor:
+    if kind == "photograph":
+        return photographs.labels(logits(), IGNORE)
+    return torch.randint(classes, (batch, *size), generator=torch.Generator().manual_seed(2))
+
+
+def _size(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+def _named(operator: str, classes: int, small: tuple[int, int], large: tuple[int, int]) -> tuple[str, str]:
+    """A name for the command line and a title for the table."""
+    geometry = f"{_size(small)}-{_size(large)}"
+    return f"{operator}-c{classes}-{geometry}", f"C={classes} {geometry.replace('-', ' -> ')}"
+
+
+def _plain(plain: Callable[..., Tensor]) -> tuple[Method, ...]:
+    return Method("eager", "rival", plain), Method("torch.compile", "rival", plain, compiled=True)
+
+
+def _cross_entropy(
+    classes: int,
+    small: tuple[int, int],
+    large: tuple[int, int],
+    *,
+    batch: int = 1,
+    dtype: torch.dtype = torch.float32,
+    speed_up: float | None = None,
+    memory: float | None = None,
+    quick: bool = False,
+) -> Workload:
+    def make(kind: str) -> Tensors:
+        x = _scores(kind, batch, classes, small, large)
+        target = _target(kind, lambda: torch_ways.interpolate(x, large), batch, classes, large)
+        return {"x": x.to(dtype).requires_grad_(), "target": target}
+
+    def fused(x: Tensor, target: Tensor) -> Tensor:
+        return fcn_kernels.upsample_cross_entropy(x, target, ignore_index=IGNORE)
+
+    def plain(x: Tensor, target: Tensor) -> Tensor:
+        return torch_ways.cross_entropy(torch_ways.interpolate(x, large), target)
+
+    def rows(x: Tensor, target: Tensor) -> Tensor:
+        return torch_ways.cross_entropy_rows(torch_ways.interpolate(torch_ways.channels_last(x), large), target)
+
+    methods = [Method("fused", "fused", fused), *_plain(plain)]
+    if dtype == torch.float32:
+        methods.append(Method("eager, channels last", "tuned", rows))
+    goals = []
+    if speed_up:
+        goals += [Goal("speed-up", speed_up, "photograph"), Goal("speed-up", speed_up, "random")]
+        goals += [Goal("time", 1.3, "hot", against="random")]
+    if memory:
+        goals.append(Goal("memory", memory, "random"))
+    suffix = ("" if batch == 1 else f"-n{batch}") + ("" if dtype == torch.float32 else f"-{str(dtype)[6:]}")
+    name, title = _named("upsample_cross_entropy", classes, small, large)
+    itemsize = torch.finfo(dtype).bits // 8
+    return Workload(
+        name + suffix,
+        "upsample_cross_entropy",
+        f"N={batch} {title}" + ("" if dtype == torch.float32 else f" {str(dtype)[6:]}"),
+        make,
+        tuple(methods),
+        inputs=("random",) if memory else ("photograph", "random", "hot"),
+        goals=tuple(goals),
+        # reads x, target; writes gradient
+        traffic=batch * (2 * itemsize * classes * small[0] * small[1] + 8 * large[0] * large[1]),
+        full=4 * batch * classes * large[0] * large[1],
+        quick=quick,
+        timed=memory is None,
+    )
+
+
+def _argmax(
+    classes: int,
+    small: tuple[int, int],
+    large: tuple[int, int],
+    *,
+    random: float | None = None,
+    smooth: float | None = None,
+    quick: bool = False,
+) -> Workload:
+    def make(kind: str) -> Tensors:
+        return {"x": _scores(kind, 1, classes, small, large)}
+
+    def logits(x: Tensor) -> Tensor:
+        return torch_ways.interpolate(x, large)
+
+    def fused(x: Tensor) -> Tensor:
+        return fcn_kernels.upsample_argmax(x, large)
+
+    def plain(x: Tensor) -> Tensor:
+        return logits(x).argmax(1)
+
+    def maximum(x: Tensor) -> Tensor:
+        return logits(torch_ways.channels_last(x)).max(1).indices
+
+    goals = []
+    if random and smooth:
+        goals = [Goal("speed-up", smooth, "photograph"), Goal("speed-up", random, "random")]
+    name, title = _named("upsample_argmax", classes, small, large)
+    return Workload(
+        name,
+        "upsample_argmax",
+        f"N=1 {title}",
+        make,
+        (Method("fused", "fused", fused), *_plain(plain), Method("eager, max, channels last", "tuned", maximum)),
+        inputs=("photograph", "random"),
+        goals=tuple(goals),
+        logits=logits,
+        # reads x; writes labels
+        traffic=4 * classes * small[0] * small[1] + 8 * large[0] * large[1],
+        full=4 * classes * large[0] * large[1],
+        quick=quick,
+    )
+
+
+def _softmax(
+    classes: int,
+    small: tuple[int, int],
+    large: tuple[int, int],
+    *,
+    speed_up: float | None = None,
+) -> Workload:
+    def make(kind: str) -> Tensors:
+        return {"x": _scores(kind, 1, classes, small, large)}
+
+    def fused(x: Tensor) -> Tensor:
+        return fcn_kernels.upsample_softmax(x, large)
+
+    def plain(x: Tensor) -> Tensor:
+        return torch_ways.interpolate(x, large).softmax(1)
+
+    name, title = _named("upsample_softmax", classes, small, large)
+    return Workload(
+        name,
+        "upsample_softmax",
+        f"N=1 {title}",
+        make,
+        (Method("fused", "fused", fused), *_plain(plain)),
+        inputs=("photograph", "random"),
+        goals=tuple(Goal("speed-up", speed_up, kind) for kind in ("photograph", "random")) if speed_up else (),
+        # reads x; writes probabilities
+        traffic=4 * classes * (small[0] * small[1] + large[0] * large[1]),
+        full=4 * classes * large[0] * large[1],
+    )
+
+
+def _add(batch: int, channels: int, *, speed_up: float | None = None, quick: bool = False) -> Workload:
+    """FCN-8s's second fusion: 34 -> 70 by a 4/2 deconvolution, plus pool3's scores, 88, cropped by 9."""
+    small, large, offset = (34, 34), (70, 70), 9
+    sampling = Sampling.transposed_conv(small, 2)
+
+    def make(kind: str) -> Tensors:
+        x, skip = _random(kind, batch, channels, *small), _random(kind, batch, channels, 88, 88)
+        return {
+            "x": x,
+            "skip": skip,
+            "filters": torch_ways.bilinear_filters(channels, 2, x),
+            "y": torch_ways.padded_interpolate(x, 2, 0, large),
+        }
+
+    def fused(x: Tensor, skip: Tensor, **_: Tensor) -> Tensor:
+        return fcn_kernels.upsample_add(x, skip, sampling, skip_offset=(offset, offset))
+
+    def padded(x: Tensor, skip: Tensor, **_: Tensor) -> Tensor:
+        return torch_ways.padded_interpolate(x, 2, 0, large) + torch_ways.cropped(skip, offset, large)
+
+    def depthwise(x: Tensor, skip: Tensor, filters: Tensor, **_: Tensor) -> Tensor:
+        y = torch_ways.depthwise_deconvolution(x, filters, 0, large)
+        return y + torch_ways.cropped(skip, offset, large)
+
+    def addition(skip: Tensor, y: Tensor, **_: Tensor) -> Tensor:
+        return y + torch_ways.cropped(skip, offset, large)
+
+    goals = [Goal("speed-up", speed_up, "random"), Goal("time", 1.15, "random", "y + skip")] if speed_up else []
+    return Workload(
+        f"upsample_add-{batch}x{channels}x70x70",
+        "upsample_add",
+        f"{batch}x{channels}, 34x34 -> 70x70, skip 88x88",
+        make,
+        (
+            Method("fused", "fused", fused),
+            *_plain(padded),
+            Method("depthwise deconvolution", "rival", depthwise),
+            Method("depthwise deconvolution, channels last", "rival", depthwise, channels_last=True),
+            Method("y + skip", "yardstick", addition),
+        ),
+        inputs=("random",),
+        goals=tuple(goals),
+        # reads x, the window of skip; writes y
+        traffic=4 * batch * channels * (34 * 34 + 2 * 70 * 70),
+        quick=quick,
+    )
+
+
+def _fcn8s(end: str, *, speed_up: float | None = None, quick: bool = False) -> Workload:
+    """The FCN-8s head after its scores, on a 500x500 photograph: 16 -> 34 (+ pool4), 34 -> 70 (+ pool3), 70 -> 500."""
+    classes, size = 21, (500, 500)
+    first, second = Sampling.transposed_conv((16, 16), 2), Sampling.transposed_conv((34, 34), 2)
+    last = Sampling.transposed_conv((70, 70), 8, offset=31, output_size=size)
+    names = ("fr", "pool4", "pool3")
+
+    def make(kind: str) -> Tensors:
+        if kind == "photograph":
+            scores = photographs.fcn8s_scores(1, classes)
+        else:
+            scores = tuple(_random(kind, 1, classes, side, side) for side in (16, 44, 88))
+        tensors = dict(zip(names, scores, strict=True))
+        if end == "cross_entropy":
+            target = _target(kind, lambda: logits(**tensors), 1, classes, size)
+            tensors = {name: t.requires_grad_() for name, t in tensors.items()} | {"target": target}
+        return tensors
+
+    def logits(fr: Tensor, pool4: Tensor, pool3: Tensor) -> Tensor:
+        return torch_ways.fcn8s_logits(fr, pool4, pool3, size)
+
+    def fused_scores(fr: Tensor, pool4: Tensor, pool3: Tensor) -> Tensor:  # [1, C, 70, 70]
+        x = fcn_kernels.upsample_add(fr, pool4, first, skip_offset=(5, 5))
+        return fcn_kernels.upsample_add(x, pool3, second, skip_offset=(9, 9))
+
+    def fused(fr: Tensor, pool4: Tensor, pool3: Tensor, target: Tensor | None = None) -> Tensor:
+        x = fused_scores(fr, pool4, pool3)
+        if end == "cross_entropy":
+            return fcn_kernels.upsample_cross_entropy(x, target, last, ignore_index=IGNORE)
+        if end == "argmax":
+            return fcn_kernels.upsample_argmax(x, last)
+        return fcn_kernels.upsample_softmax(x, last)
+
+    def finish(y: Tensor, target: Tensor | None) -> Tensor:
+        if end == "cross_entropy":
+            return torch_ways.cross_entropy(y, target)
+        return y.argmax(1) if end == "argmax" else y.softmax(1)
+
+    def padded(fr: Tensor, pool4: Tensor, pool3: Tensor, target: Tensor | None = None) -> Tensor:
+        return finish(logits(fr, pool4, pool3), target)
+
+    def depthwise(fr: Tensor, pool4: Tensor, pool3: Tensor, target: Tensor | None = None) -> Tensor:
+        return finish(torch_ways.fcn8s_logits_depthwise(fr, pool4, pool3, size), target)
+
+    def tuned(fr: Tensor, pool4: Tensor, pool3: Tensor, target: Tensor | None = None) -> Tensor:
+        y = logits(*map(torch_ways.channels_last, (fr, pool4, pool3)))
+        return torch_ways.cross_entropy_rows(y, target) if end == "cross_entropy" else y.max(1).indices
+
+    methods = [Method("fused", "fused", fused), *_plain(padded), Method("depthwise deconvolution", "rival", depthwise)]
+    if end != "softmax":
+        methods.append(Method("eager, channels last", "tuned", tuned))
+    inputs = ("photograph", "random")
+    small = 4 * classes * (16 * 16 + 34 * 34 + 70 * 70)
+    return Workload(
+        f"fcn8s_head-{end}",
+        "fcn8s_head",
+        f"N=1 C={classes} 500x500, {end.replace('_', '-')}",
+        make,
+        tuple(methods),
+        inputs=inputs,
+        goals=tuple(Goal("speed-up", speed_up, kind) for kind in inputs) if speed_up else (),
+        logits=logits if end == "argmax" else None,
+        # reads and writes the scores of three stages (and their gradients), the labels or the probabilities
+        traffic={
+            "cross_entropy": 4 * small + 8 * 250_000,
+            "argmax": 2 * small + 8 * 250_000,
+            "softmax": 2 * small + 4 * classes * 250_000,
+        }[end],
+        full=4 * classes * 250_000,
+        quick=quick,
+    )
+
+
+# Small logits of the memory goal: 8 * 150 * 128 * 128 float32. Allowed: three times as much, and 8 MB.
+_MEMORY = 3 * 8 * 150 * 128 * 128 * 4 + 8 * 10**6
+
+WORKLOADS: tuple[Workload, ...] = (
+    _fcn8s("cross_entropy", speed_up=20, quick=True),
+    _fcn8s("argmax"),
+    _fcn8s("softmax"),
+    _cross_entropy(21, (64, 64), (512, 512), speed_up=25, quick=True),
+    _cross_entropy(150, (64, 64), (512, 512), speed_up=50),
+    _cross_entropy(150, (128, 128), (512, 512), speed_up=20),
+    _cross_entropy(19, (128, 256), (1024, 2048), dtype=torch.bfloat16, speed_up=20),
+    _cross_entropy(150, (128, 128), (512, 512), batch=8, memory=_MEMORY),
+    _argmax(21, (64, 64), (512, 512), random=12, smooth=30, quick=True),
+    _argmax(150, (128, 128), (512, 512), random=10, smooth=30),
+    _argmax(19, (256, 512), (1024, 2048)),
+    _softmax(21, (64, 64), (512, 512), speed_up=6),
+    _softmax(150, (128, 128), (512, 512), speed_up=5),
+    _add(1, 512, speed_up=2),
+    _add(24, 21, speed_up=2, quick=True),
+)
+
+
+def workload(name: str) -> Workload:
+    return next(w for w in WORKLOADS if w.name == name)
+
+
+def select(pattern: str | None, quick: bool = False) -> list[Workload]:
+    """Workloads whose name contains `pattern`; without one, all of them, or the quick ones."""
+    if pattern:
+        found = [w for w in WORKLOADS if pattern in w.name]
+        if not found:
+            known = "\n  ".join(w.name for w in WORKLOADS)
+            raise ValueError(f"no workload's name contains {pattern!r}; the names are\n  {known}")
+        return found
+    return [w for w in WORKLOADS if w.quick or not quick]

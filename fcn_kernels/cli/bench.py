@@ -1,0 +1,182 @@
+"""`fcn-kernels bench`: fused heads against eager PyTorch and torch.compile, on features of real photographs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from fcn_kernels.benchmarking import measure
+from fcn_kernels.benchmarking.report import JUDGED, Report, table
+from fcn_kernels.benchmarking.workloads import WORKLOADS, Workload, select
+
+SUMMARY = "compare the fused heads with eager PyTorch and torch.compile, on features of real photographs"
+_SECONDS = {"full": 6.0, "quick": 1.5}  # per workload; half of it in the default regime
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    parser = subparsers.add_parser("bench", help=SUMMARY, description=SUMMARY)
+    parser.add_argument("--quick", action="store_true", help="a few workloads, in less than a minute")
+    parser.add_argument("--only", metavar="NAME", help="only the workloads with NAME in their name (see --list)")
+    parser.add_argument("--list", action="store_true", help="print the names of the workloads and stop")
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
+    parser.add_argument(
+        "--json",
+        nargs="?",
+        const="-",
+        metavar="FILE",
+        help="write the results as JSON to FILE, or to standard output instead of the table",
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+class _Progress:
+    """A bar on standard error, when that is a terminal."""
+
+    def __init__(self, total: int) -> None:
+        self._bar = None
+        if sys.stderr.isatty():
+            try:
+                from tqdm import tqdm
+            except ImportError:
+                return
+            layout = "{percentage:3.0f}% |{bar:24}| {elapsed}  {desc}"
+            self._bar = tqdm(total=total, file=sys.stderr, bar_format=layout, leave=False)
+
+    def step(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.set_description_str(text, refresh=False)
+            self._bar.update(1)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _events(request: dict, regime: str) -> Iterator[dict]:
+    """Runs a measuring process and yields its events. Raises RuntimeError, with its last words, if it fails."""
+    command = [sys.executable, "-m", "fcn_kernels.benchmarking.worker"]
+    finished = False
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(
+            command,
+            env=measure.environment(regime, request["threads"]),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
+        try:
+            process.stdin.write(json.dumps(request))
+            process.stdin.close()
+            for line in process.stdout:
+                event = json.loads(line)
+                finished |= event["event"] == "done"
+                yield event
+            code = process.wait()
+        finally:
+            process.kill()
+            process.wait()
+        if not finished:
+            errors.seek(0)
+            words = "\n    ".join(errors.read().strip().splitlines()[-12:])
+            raise RuntimeError(f"the measuring process ended with exit code {code}:\n    {words}")
+
+
+def _collect(report: Report, events: Iterator[dict], regime: str, step: Callable[[str], None]) -> None:
+    at = "the start"
+    try:
+        for event in events:
+            match event.pop("event"):
+                case "step":
+                    at = event["text"]
+                    step(at)
+                case "provenance":
+                    if regime == JUDGED:
+                        report.provenance = event | {"malloc": measure.REGIMES}
+                case "timing":
+                    if "first_call_s" in event:
+                        report.first_calls[event["workload"], event["method"]] = event.pop("first_call_s")
+                    key = (event.pop("workload"), regime, event.pop("inputs"), event.pop("method"))
+                    report.timings[key] = measure.Timing(**event)
+                case "peak":
+                    report.peaks[event["workload"], event["method"]] = event["bytes"]
+                case "disagreement":
+                    report.disagreements.append(event)
+                case "unavailable":
+                    report.unavailable.append(event)
+    except RuntimeError as error:
+        report.failures.append(f"{regime} malloc, at {at}: {error}")
+
+
+def _methods(job: Workload, *, compiled: bool) -> list[str]:
+    return [m.name for m in job.methods if compiled or not m.compiled]
+
+
+def _contenders(report: Report, job: Workload) -> list[str]:
+    """After the judged regime: the fused method, the best rival and eager PyTorch; what else is slower or is a part."""
+    best = report.best(job, job.inputs[0])
+    keep = {"fused", "eager"} | ({best[0]} if best else set())
+    return [m.name for m in job.methods if m.name in keep]
+
+
+def measure_all(jobs: list[Workload], *, quick: bool, compiled: bool, threads: int | None) -> Report:
+    """Times and checks the workloads in the judged malloc regime, times the contenders in the default one, and takes
+    their peak memory."""
+    report = Report(jobs)
+    timed = [job for job in jobs if job.timed]
+    with_memory = jobs if measure.can_measure_memory() else []
+    # In a quick run one workload shows torch.compile: compiling them all takes longer than everything else.
+    compiled_jobs = (
+        timed if compiled and not quick else [j for j in timed if j.operator == "upsample_argmax"][:compiled]
+    )
+    steps = sum(2 * (len(job.inputs) + 1) for job in timed) + len(compiled_jobs) + 2 * len(with_memory)
+    progress = _Progress(steps)
+    seconds = _SECONDS["quick" if quick else "full"]
+    try:
+        request = {"task": "time", "threads": threads, "seconds": seconds}
+        request["jobs"] = [
+            {"workload": job.name, "methods": _methods(job, compiled=job in compiled_jobs), "check": True}
+            for job in timed
+        ]
+        _collect(report, _events(request, JUDGED), JUDGED, progress.step)
+        contenders = [{"workload": job.name, "methods": _contenders(report, job), "check": False} for job in timed]
+        request |= {"seconds": seconds / 2, "jobs": contenders}
+        _collect(report, _events(request, "default"), "default", progress.step)
+        if with_memory:
+            request |= {"task": "memory"}
+            request["jobs"] = [{"workload": job.name, "methods": _contenders(report, job)} for job in with_memory]
+            _collect(report, _events(request, "exact"), "exact", progress.step)
+    finally:
+        progress.close()
+    return report
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.list:
+        print("\n".join(job.name for job in WORKLOADS))
+        return 0
+    if args.threads is not None and args.threads < 1:
+        print(f"fcn-kernels bench: --threads must be at least 1, not {args.threads}", file=sys.stderr)
+        return 2
+    try:
+        jobs = select(args.only, args.quick)
+    except ValueError as error:
+        print(f"fcn-kernels bench: {error}", file=sys.stderr)
+        return 2
+    report = measure_all(jobs, quick=args.quick, compiled=not args.no_compile, threads=args.threads)
+    if args.json is not None:
+        text = json.dumps(report.as_dict(), indent=1)
+        if args.json == "-":
+            print(text)
+        else:
+            Path(args.json).write_text(text + "\n")
+    if args.json != "-":
+        print(table(report))
+    return 1 if report.disagreements or report.failures else 0
