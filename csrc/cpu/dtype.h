@@ -122,18 +122,18 @@ FCN_INLINE void store_as(BFloat16* p, Vec<float> v) {
   memcpy(p, t, sizeof(t));
 }
 
-// Calls f with a null pointer of the element type that dtype names.
+// Calls f with a zero of the element type that dtype names.
 template <typename F>
 FCN_INLINE auto visit_dtype(DType dtype, F f) {
   switch (dtype) {
     case DType::kFloat:
-      return f((float*)nullptr);
+      return f(float{});
     case DType::kDouble:
-      return f((double*)nullptr);
+      return f(double{});
     case DType::kHalf:
-      return f((Half*)nullptr);
+      return f(Half{});
     default:
-      return f((BFloat16*)nullptr);
+      return f(BFloat16{});
   }
 }
 

@@ -75,6 +75,7 @@ void GeometryPlan::plan_rows(const Axis& axis) {
   }
   geometry_.row_fraction = row_fraction_.data();
   geometry_.bands = bands_.data();
+  geometry_.band_count = static_cast<int64_t>(bands_.size());
 }
 
 void GeometryPlan::plan_units(const Axis& axis, bool clamp, int64_t batch) {

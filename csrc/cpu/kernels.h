@@ -50,6 +50,7 @@ struct Geometry {
   bool clamp;
   Segments columns;
   const Band* bands;
+  int64_t band_count;
   const double* row_fraction;  // [out_height]
   const Unit* units;
   int64_t unit_count;  // per image
@@ -110,26 +111,29 @@ struct UpsampleBackwardArgs {
   const Geometry* geometry;
   Image grad;
   Image output;  // the gradient of x
-  // Softmax backward: grad becomes p * (grad - sum_c(grad * p)) (log: grad - exp(out) * sum_c grad) on the way.
-  Image softmax;  // the forward's output; data null: plain adjoint
+  // A softmax (or log-softmax) that the gradient passes on the way; data null: none. grad and softmax are contiguous.
+  Image softmax;
   bool log;
+  void* dot;  // [N, H, W] of the arithmetic type, filled by softmax_dot
 };
 
+// Each kernel: bytes of scratch that one worker needs, and unit of work `unit`. The units of the tiled kernels are
+// [0, N * Geometry::unit_count); the streaming ones count their own.
 struct Kernels {
   const char* name;
-  // Bytes of scratch that one worker needs, and the unit of work `unit` in [0, batch * unit_count).
   int64_t (*cross_entropy_scratch)(const CrossEntropyArgs&);
   void (*cross_entropy)(const CrossEntropyArgs&, int64_t unit, void* scratch);
   int64_t (*softmax_scratch)(const SoftmaxArgs&);
   void (*softmax)(const SoftmaxArgs&, int64_t unit, void* scratch);
   int64_t (*argmax_scratch)(const ArgmaxArgs&);
   void (*argmax)(const ArgmaxArgs&, int64_t unit, void* scratch);
-  int64_t (*upsample_scratch)(const UpsampleArgs&);
   int64_t (*upsample_units)(const UpsampleArgs&);
+  int64_t (*upsample_scratch)(const UpsampleArgs&);
   void (*upsample)(const UpsampleArgs&, int64_t unit, void* scratch);
-  int64_t (*upsample_backward_scratch)(const UpsampleBackwardArgs&);
   int64_t (*upsample_backward_units)(const UpsampleBackwardArgs&);
+  int64_t (*upsample_backward_scratch)(const UpsampleBackwardArgs&);
   void (*upsample_backward)(const UpsampleBackwardArgs&, int64_t unit, void* scratch);
+  void (*softmax_dot)(const UpsampleBackwardArgs&, int64_t unit);  // a unit is a row: [0, N * H)
 };
 
 }  // namespace fcn

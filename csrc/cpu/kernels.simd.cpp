@@ -7,14 +7,37 @@ namespace FCN_ISA {
 
 int64_t cross_entropy_scratch(const CrossEntropyArgs&);
 void cross_entropy(const CrossEntropyArgs&, int64_t, void*);
+int64_t softmax_scratch(const SoftmaxArgs&);
+void softmax(const SoftmaxArgs&, int64_t, void*);
+int64_t argmax_scratch(const ArgmaxArgs&);
+void argmax(const ArgmaxArgs&, int64_t, void*);
+int64_t upsample_units(const UpsampleArgs&);
+int64_t upsample_scratch(const UpsampleArgs&);
+void upsample(const UpsampleArgs&, int64_t, void*);
+int64_t upsample_backward_units(const UpsampleBackwardArgs&);
+int64_t upsample_backward_scratch(const UpsampleBackwardArgs&);
+void upsample_backward(const UpsampleBackwardArgs&, int64_t, void*);
+void softmax_dot(const UpsampleBackwardArgs&, int64_t);
 
 #define FCN_STRING(x) #x
 #define FCN_NAME(x) FCN_STRING(x)
 
 extern const Kernels kKernels;
 const Kernels kKernels = {
-    FCN_NAME(FCN_ISA), cross_entropy_scratch, cross_entropy,
-    nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr,
+    FCN_NAME(FCN_ISA),
+    cross_entropy_scratch,
+    cross_entropy,
+    softmax_scratch,
+    softmax,
+    argmax_scratch,
+    argmax,
+    upsample_units,
+    upsample_scratch,
+    upsample,
+    upsample_backward_units,
+    upsample_backward_scratch,
+    upsample_backward,
+    softmax_dot,
 };
 
 }  // namespace FCN_ISA

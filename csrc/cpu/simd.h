@@ -219,6 +219,31 @@ FCN_INLINE void interleave(Vec<T>* v) {
   }
 }
 
+template <bool Odd>
+struct UnzipPattern {
+  static constexpr int of(int i, int) { return 2 * i + (Odd ? 1 : 0); }
+};
+
+// The inverse of interleave.
+template <typename T, int K>
+FCN_INLINE void deinterleave(Vec<T>* v) {
+  if constexpr (K > 1) {
+    Vec<T> t[K];
+    if constexpr (K > 2) {
+      deinterleave<T, K / 2>(v);
+      deinterleave<T, K / 2>(v + K / 2);
+    }
+    for (int k = 0; k < K / 2; ++k) {
+      t[2 * k] = v[k];
+      t[2 * k + 1] = v[k + K / 2];
+    }
+    for (int k = 0; k < K / 2; ++k) {
+      v[k] = shuffle<T>(t[2 * k], t[2 * k + 1], UnzipPattern<false>());
+      v[k + K / 2] = shuffle<T>(t[2 * k], t[2 * k + 1], UnzipPattern<true>());
+    }
+  }
+}
+
 // Denormal results flush to zero while one of these lives: a softmax tail far below 1e-38 would otherwise trap to
 // microcode in every step of its chain.
 struct FlushDenormals {

@@ -25,6 +25,21 @@ inline DType dtype_of(const char* op, const Tensor& t) {
   }
 }
 
+inline LabelType label_type_of(const char* op, const char* name, ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Byte:
+      return LabelType::kUInt8;
+    case ScalarType::Short:
+      return LabelType::kInt16;
+    case ScalarType::Int:
+      return LabelType::kInt32;
+    case ScalarType::Long:
+      return LabelType::kInt64;
+    default:
+      fail(op, name, " must be uint8, int16, int32 or int64");
+  }
+}
+
 inline Image image_of(const char* op, const Tensor& t) {
   return Image{t.data_ptr(), dtype_of(op, t), t.size(0), t.size(1), t.size(2), t.size(3),
                t.stride(0),  t.stride(1),     t.stride(2), t.stride(3)};

@@ -53,7 +53,7 @@ struct Block {
   int32_t length[L];
   Vec<T> fraction;
 
-  Block(const Geometry& g, int64_t begin) {
+  Block(const Geometry& g, int64_t begin) {  // segments begin ... begin + L - 1
     const Segments& s = g.columns;
     contiguous = full = uniform = true;
     T f[L];
@@ -104,7 +104,7 @@ class InputRows {
       : pitch(padded_width(g.in_width)), x_(x), g_(g), size_(x.channels * pitch) {
     for (Slot& slot : slots_) {
       slot.data = arena.take<T>(size_);
-      slot.maximum = arena.take<T>(pitch);
+      slot.maximum = x.channels == 1 ? slot.data : arena.take<T>(pitch);
     }
   }
 
@@ -153,7 +153,7 @@ class InputRows {
     } else {
       convert<float>(slot->data, y);
     }
-    for (int64_t i = 0; i < pitch; i += kLanes<T>) {
+    for (int64_t i = 0; x_.channels > 1 && i < pitch; i += kLanes<T>) {
       Vec<T> m = load(slot->data + i);
       for (int64_t c = 1; c < x_.channels; ++c) m = vmax(m, load(slot->data + c * pitch + i));
       store(slot->maximum + i, m);

@@ -8,21 +8,6 @@ constexpr const char* kName = "upsample_cross_entropy";
 
 enum Reduction : int64_t { kNone = 0, kMean = 1, kSum = 2, kMeanAll = 3 };
 
-LabelType label_type_of(const Tensor& target) {
-  switch (target.scalar_type()) {
-    case ScalarType::Byte:
-      return LabelType::kUInt8;
-    case ScalarType::Short:
-      return LabelType::kInt16;
-    case ScalarType::Int:
-      return LabelType::kInt32;
-    case ScalarType::Long:
-      return LabelType::kInt64;
-    default:
-      fail(kName, "target must be uint8, int16, int32 or int64");
-  }
-}
-
 int64_t label_at(const Tensor& target, int64_t i) {
   const void* p = target.const_data_ptr();
   switch (target.scalar_type()) {
@@ -53,7 +38,7 @@ struct Call {
     args.x = image_of(kName, x);
     dtype = arithmetic_dtype(x.scalar_type());
     args.target = target.const_data_ptr();
-    args.target_type = label_type_of(target);
+    args.target_type = label_type_of(kName, "target", target.scalar_type());
     args.ignore_index = ignore_index;
     args.label_smoothing = label_smoothing;
     args.weight_sum = static_cast<double>(x.size(1));

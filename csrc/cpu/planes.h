@@ -1,0 +1,90 @@
+// Work on planes: units of the streaming kernels, and the blocks of a row with their fractions.
+#pragma once
+
+#include "chain.h"
+#include "steps.h"
+
+namespace fcn {
+namespace FCN_ISA {
+
+constexpr int64_t kUnitOutputs = 1 << 15;  // outputs that are worth a unit of their own
+constexpr int64_t kWantedParts = 32;       // units that balance the threads when there are few planes
+
+// Whether the channels of a pixel stand together, so that they fill the lanes.
+inline bool pixelwise(const Image& image) { return image.stride_c == 1 && image.stride_w != 1; }
+
+inline Image plane_of(const Image& image, int64_t n, int64_t c, int64_t item_bytes) {
+  Image plane = image;
+  plane.data = (char*)image.data + (n * image.stride_n + c * image.stride_c) * item_bytes;
+  plane.batch = plane.channels = 1;
+  return plane;
+}
+
+// Part `part` of `parts` nearly equal parts of [0, count).
+struct Chunk {
+  int64_t item, begin, end;
+};
+inline int64_t parts_of(int64_t items, int64_t count) {
+  const int64_t wanted = items >= kWantedParts ? 1 : kWantedParts / (items > 0 ? items : 1);
+  return wanted < count ? wanted : (count > 0 ? count : 1);
+}
+inline int64_t chunk_count(int64_t items, int64_t count) { return items * parts_of(items, count); }
+inline Chunk chunk_of(int64_t unit, int64_t items, int64_t count) {
+  const int64_t parts = parts_of(items, count), part = unit % parts;
+  return Chunk{unit / parts, count * part / parts, count * (part + 1) / parts};
+}
+
+// A unit is several whole small planes, or a part of the rows of one large plane.
+struct PlaneRun {
+  int64_t begin, end, rows_begin, rows_end;
+};
+inline int64_t planes_together(const Geometry& g) { return kUnitOutputs / (g.out_height * g.out_width + 1) + 1; }
+inline int64_t plane_groups(const Image& image, const Geometry& g) {
+  const int64_t together = planes_together(g);
+  return (image.batch * image.channels + together - 1) / together;
+}
+inline int64_t plane_units(const Image& image, const Geometry& g, int64_t rows) {
+  return planes_together(g) > 1 ? plane_groups(image, g) : chunk_count(image.batch * image.channels, rows);
+}
+inline PlaneRun plane_run(int64_t unit, const Image& image, const Geometry& g, int64_t rows) {
+  const int64_t planes = image.batch * image.channels, together = planes_together(g);
+  if (together == 1) {
+    const Chunk chunk = chunk_of(unit, planes, rows);
+    return PlaneRun{chunk.item, chunk.item + 1, chunk.begin, chunk.end};
+  }
+  const int64_t end = (unit + 1) * together;
+  return PlaneRun{unit * together, end < planes ? end : planes, 0, rows};
+}
+
+template <typename T>
+struct PlaneBlock : Block<T> {
+  Vec<T> fractions[kMaxSteps], complements[kMaxSteps];
+  PlaneBlock(const Geometry& g, int64_t begin) : Block<T>(g, begin) {
+    for (int k = 0; k < kMaxSteps; ++k) {
+      fractions[k] = this->fraction + T(k) * (T)g.columns.step;
+      complements[k] = T(1) - fractions[k];
+    }
+  }
+};
+
+template <typename T>
+inline int64_t make_blocks(const Geometry& g, PlaneBlock<T>* blocks) {
+  int64_t count = 0;
+  for (int64_t s = 0; s < g.columns.count && g.columns.length[s] > 0; s += kLanes<T>) {
+    blocks[count++] = PlaneBlock<T>(g, s);
+  }
+  return count;
+}
+
+// a (1 - f) + b f; a row of weight zero is not read.
+template <typename T>
+FCN_INLINE void blend_rows(const T* FCN_RESTRICT a, const T* FCN_RESTRICT b, T f, int64_t count, T* FCN_RESTRICT out) {
+  if (f == T(0)) {
+    memcpy(out, a, count * sizeof(T));
+    return;
+  }
+  for (int64_t i = 0; i < count; ++i) out[i] = (T(1) - f) * a[i] + f * b[i];
+}
+
+}  // namespace FCN_ISA
+}  // namespace fcn

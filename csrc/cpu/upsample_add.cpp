@@ -1,0 +1,59 @@
+// upsample, upsample_add and their adjoint on the CPU.
+#include "streaming.h"
+
+namespace fcn {
+namespace {
+
+Tensor run(const char* op, const Tensor& x, const std::vector<int64_t>& encoded, const Tensor* skip,
+           const std::vector<int64_t>& offset, double scale) {
+  const Sampling sampling = checked_sampling(op, encoded);
+  const Axis &rows = sampling.rows, &cols = sampling.cols;
+  check_image(op, "x", x, rows.in, cols.in);
+  const Tensor out = empty_image(x, rows.out, cols.out, x.scalar_type());
+  if (out.numel() == 0) return out;
+  const GeometryPlan plan(sampling, x.size(0));
+  UpsampleArgs args{};
+  args.geometry = &plan.geometry();
+  const Tensor input = is_channels_last(out) && !is_channels_last(x) ? torch::stable::contiguous(x) : x;
+  args.x = image_of(op, input);
+  args.output = image_of(op, out);
+  args.skip_scale = scale;
+  if (skip) {
+    check(skip->dim() == 4 && skip->size(0) == x.size(0) && skip->size(1) == x.size(1), op, "skip is ", shape_of(*skip),
+          " but x is ", shape_of(x), ": batch and channels must be the same");
+    check(skip->scalar_type() == x.scalar_type(), op, "skip and x must have the same dtype");
+    check(offset.size() == 2 && offset[0] >= 0 && offset[1] >= 0 && offset[0] + rows.out <= skip->size(2) &&
+              offset[1] + cols.out <= skip->size(3),
+          op, "the window of ", rows.out, " x ", cols.out, " leaves the skip of ", skip->size(2), " x ", skip->size(3));
+    args.skip = image_of(op, *skip);
+    const int64_t element = static_cast<int64_t>(skip->element_size());
+    args.skip.data = static_cast<char*>(args.skip.data) +
+                     (offset[0] * args.skip.stride_h + offset[1] * args.skip.stride_w) * element;
+  }
+  const Kernels& k = kernels();
+  for_each_unit(k.upsample_units(args), k.upsample_scratch(args),
+                [&](int64_t unit, void* scratch) { k.upsample(args, unit, scratch); });
+  return out;
+}
+
+Tensor upsample(const Tensor& x, const std::vector<int64_t>& sampling) {
+  return run("upsample", x, sampling, nullptr, {}, 1.0);
+}
+
+Tensor upsample_add(const Tensor& x, const Tensor& skip, const std::vector<int64_t>& sampling,
+                    const std::vector<int64_t>& skip_offset, double skip_scale) {
+  return run("upsample_add", x, sampling, &skip, skip_offset, skip_scale);
+}
+
+Tensor upsample_backward(const Tensor& grad, const std::vector<int64_t>& encoded) {
+  return adjoint("upsample_backward", grad, encoded, nullptr, false);
+}
+
+}  // namespace
+}  // namespace fcn
+
+STABLE_TORCH_LIBRARY_IMPL(fcn_kernels, CPU, m) {
+  m.impl("upsample", TORCH_BOX(&fcn::upsample));
+  m.impl("upsample_add", TORCH_BOX(&fcn::upsample_add));
+  m.impl("upsample_backward", TORCH_BOX(&fcn::upsample_backward));
+}

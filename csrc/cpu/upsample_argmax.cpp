@@ -1,0 +1,35 @@
+// upsample_argmax on the CPU.
+#include "skin.h"
+
+namespace fcn {
+namespace {
+
+constexpr const char* kName = "upsample_argmax";
+
+std::tuple<Tensor, Tensor> upsample_argmax(const Tensor& x, const std::vector<int64_t>& encoded, ScalarType dtype,
+                                           bool confidence) {
+  const Sampling sampling = checked_sampling(kName, encoded);
+  const Axis &rows = sampling.rows, &cols = sampling.cols;
+  check_image(kName, "x", x, rows.in, cols.in);
+  check(x.size(1) > 0, kName, "x must have at least one class");
+  const std::vector<int64_t> size{x.size(0), rows.out, cols.out};
+  const Tensor labels = empty_vector(x, size, dtype);
+  const Tensor winner = empty_vector(x, confidence ? size : std::vector<int64_t>{0}, arithmetic_dtype(x.scalar_type()));
+  if (labels.numel() == 0) return {labels, winner};
+  const LabelType type = label_type_of(kName, "dtype", dtype);
+  const int64_t last = x.size(1) - 1;
+  check(type != LabelType::kUInt8 || last <= 255, kName, "uint8 labels cannot hold class ", last);
+  check(type != LabelType::kInt16 || last <= 32767, kName, "int16 labels cannot hold class ", last);
+  const GeometryPlan plan(sampling, x.size(0));
+  const ArgmaxArgs args{&plan.geometry(), image_of(kName, x), labels.data_ptr(), type,
+                        confidence ? winner.data_ptr() : nullptr};
+  const Kernels& k = kernels();
+  for_each_unit(x.size(0) * plan.geometry().unit_count, k.argmax_scratch(args),
+                [&](int64_t unit, void* scratch) { k.argmax(args, unit, scratch); });
+  return {labels, winner};
+}
+
+}  // namespace
+}  // namespace fcn
+
+STABLE_TORCH_LIBRARY_IMPL(fcn_kernels, CPU, m) { m.impl("upsample_argmax", TORCH_BOX(&fcn::upsample_argmax)); }

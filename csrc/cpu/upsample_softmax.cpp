@@ -1,0 +1,32 @@
+// upsample_softmax (and log-softmax) and its backward on the CPU.
+#include "streaming.h"
+
+namespace fcn {
+namespace {
+
+Tensor upsample_softmax(const Tensor& x, const std::vector<int64_t>& encoded, bool log) {
+  constexpr const char* op = "upsample_softmax";
+  const Sampling sampling = checked_sampling(op, encoded);
+  check_image(op, "x", x, sampling.rows.in, sampling.cols.in);
+  const Tensor out = empty_image(x, sampling.rows.out, sampling.cols.out, x.scalar_type());
+  if (out.numel() == 0) return out;
+  const GeometryPlan plan(sampling, x.size(0));
+  const SoftmaxArgs args{&plan.geometry(), image_of(op, x), image_of(op, out), log};
+  const Kernels& k = kernels();
+  for_each_unit(x.size(0) * plan.geometry().unit_count, k.softmax_scratch(args),
+                [&](int64_t unit, void* scratch) { k.softmax(args, unit, scratch); });
+  return out;
+}
+
+Tensor upsample_softmax_backward(const Tensor& grad, const Tensor& output, const std::vector<int64_t>& sampling,
+                                 bool log) {
+  return adjoint("upsample_softmax_backward", grad, sampling, &output, log);
+}
+
+}  // namespace
+}  // namespace fcn
+
+STABLE_TORCH_LIBRARY_IMPL(fcn_kernels, CPU, m) {
+  m.impl("upsample_softmax", TORCH_BOX(&fcn::upsample_softmax));
+  m.impl("upsample_softmax_backward", TORCH_BOX(&fcn::upsample_softmax_backward));
+}
