@@ -1,10 +1,18 @@
 """Fused operators for fully convolutional segmentation: the full-resolution logits are never written."""
 
 from ._library import load_extension as _load_extension
+from .ops.check_labels import check_labels
+from .ops.conv_transpose_add import conv_transpose_add
+from .ops.score_argmax import score_argmax
+from .ops.score_cross_entropy import score_cross_entropy
+from .ops.score_softmax import score_log_softmax, score_softmax
 from .ops.upsample import upsample
 from .ops.upsample_add import upsample_add
 from .ops.upsample_argmax import upsample_argmax
+from .ops.upsample_binary_cross_entropy import upsample_binary_cross_entropy
+from .ops.upsample_confusion_matrix import upsample_confusion_matrix
 from .ops.upsample_cross_entropy import upsample_cross_entropy
+from .ops.upsample_sigmoid import upsample_sigmoid
 from .ops.upsample_softmax import upsample_log_softmax, upsample_softmax
 from .sampling import CoordinateMap, Sampling
 
@@ -13,11 +21,20 @@ __version__ = "0.1.0"
 __all__ = [
     "CoordinateMap",
     "Sampling",
+    "check_labels",
+    "conv_transpose_add",
+    "score_argmax",
+    "score_cross_entropy",
+    "score_log_softmax",
+    "score_softmax",
     "upsample",
     "upsample_add",
     "upsample_argmax",
+    "upsample_binary_cross_entropy",
+    "upsample_confusion_matrix",
     "upsample_cross_entropy",
     "upsample_log_softmax",
+    "upsample_sigmoid",
     "upsample_softmax",
 ]
 

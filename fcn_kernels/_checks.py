@@ -84,7 +84,8 @@ def check_window(
         )
     if oy < 0 or ox < 0 or oy + size[0] > height or ox + size[1] > width:
         raise ValueError(
-            f"{op}: the window of {size[0]} x {size[1]} pixels at ({oy}, {ox}) leaves {name}, which has {height} x {width}"
+            f"{op}: the window of {size[0]} x {size[1]} pixels at ({oy}, {ox}) leaves {name}, "
+            f"which has {height} x {width}"
         )
     return oy, ox
 
@@ -170,3 +171,54 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
     if not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:
         return None
     return torch.get_autocast_dtype(kind)
+
+
+def check_binary_target(op: str, target: Tensor, shape: Sequence[int]) -> None:
+    """Labels 0 and 1, or probabilities, [N, C, H, W], or [N, H, W] for one channel."""
+    if target.dtype not in LABELS and target.dtype not in FLOATING and target.dtype != torch.bool:
+        raise TypeError(f"{op}: target must be bool, uint8, int16, int32, int64 or floating, got {target.dtype}")
+    n, c, height, width = shape
+    if target.shape != (n, c, height, width) and not (c == 1 and target.shape == (n, height, width)):
+        either = f"[N, H, W] = {[n, height, width]} or " if c == 1 else ""
+        raise ValueError(f"{op}: target must be {either}[N, C, H, W] = {list(shape)}, got shape {list(target.shape)}")
+    if target.requires_grad:
+        raise ValueError(f"{op}: target requires a gradient, but is a constant here; pass target.detach()")
+
+
+def check_pair(op: str, name: str, value: int | Sequence[int], minimum: int) -> tuple[int, int]:
+    """An int or a pair of ints (height, width) of at least `minimum`, as a pair."""
+    pair = value if isinstance(value, (tuple, list)) else (value, value)
+    if len(pair) != 2:
+        raise ValueError(f"{op}: {name} must be an int or a pair (height, width), got {value!r}")
+    for v in pair:
+        if check_index(op, name, v) < minimum:
+            raise ValueError(f"{op}: {name} must be at least {minimum}, got {value!r}")
+    return tuple(pair)
+
+
+def check_score(op: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The arguments of a 1x1 convolution, cast as autocast casts them, with weight as [C, K]."""
+    check_image(op, "x", x)
+    for name, t in (("weight", weight), ("bias", bias)):
+        if t is None and name == "bias":
+            continue
+        if not isinstance(t, Tensor):
+            raise TypeError(f"{op}: {name} must be a tensor, got {type(t).__name__}")
+        if t.dtype not in FLOATING:
+            raise TypeError(f"{op}: {name} must be float32, float64, float16 or bfloat16, got {t.dtype}")
+    k = x.shape[1]
+    if weight.dim() == 4 and weight.shape[2:] == (1, 1):
+        weight = weight.flatten(1)
+    if weight.dim() != 2 or weight.shape[0] == 0 or weight.shape[1] != k:
+        raise ValueError(
+            f"{op}: weight must be [C, {k}] or [C, {k}, 1, 1] for x with {k} channels, got shape {list(weight.shape)}"
+        )
+    if bias is not None and bias.shape != (weight.shape[0],):
+        raise ValueError(f"{op}: bias must be [{weight.shape[0]}], one per class, got shape {list(bias.shape)}")
+    dtype = autocast_dtype(x)
+    if dtype is not None:
+        x, weight = x.to(dtype), weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+    check_same_dtype(op, x, weight=weight, bias=bias)
+    check_same_device(op, x, weight=weight, bias=bias)
+    return x, weight, bias

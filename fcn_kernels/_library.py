@@ -62,7 +62,7 @@ def once_differentiable(name: str, forward: str) -> None:
 
 
 def refuse_double_backward(name: str, gradient: Tensor, *inputs: Tensor | None) -> Tensor:
-    """`gradient`, which depends on `inputs`, such that differentiating it raises instead of returning a wrong number."""
+    """`gradient`, which depends on `inputs`, such that differentiating it raises instead of going wrong in silence."""
     if not torch.is_grad_enabled():
         return gradient  # nobody records: the usual backward pass
     return _Refusal.apply(name, gradient, *inputs)

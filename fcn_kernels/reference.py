@@ -4,8 +4,9 @@ It serves as fallback where no kernel exists, as the oracle of the tests (in flo
 compute in float32 and are rounded once, at the end. Functions take the arguments of the operator schemas, are
 differentiable by plain autograd, never change their inputs and never return them.
 
-Shapes: `x` is [N, C, h, w], results at full resolution are [N, C, H, W] or [N, H, W]. `sampling` is `Sampling.encode()`:
-h, H, num, off, den, w, W, num, off, den, clamp. A result [N, C, *, *] is channels_last if its first argument is.
+Shapes: `x` is [N, C, h, w], results at full resolution are [N, C, H, W] or [N, H, W]. `sampling` is what
+`Sampling.encode` returns: h, H, num, off, den, w, W, num, off, den, clamp. A result [N, C, *, *] is channels_last if
+the first argument is.
 """
 
 from __future__ import annotations
@@ -166,13 +167,10 @@ def upsample_confusion_matrix(x: Tensor, target: Tensor, sampling: Sequence[int]
 
 def count_labels(labels: Tensor, target: Tensor, classes: int, ignore_index: int | None) -> Tensor:
     """The confusion matrix of two label images: entry [t, p] counts the pixels of class t that are labelled p."""
-    target = target.long()
-    kept = torch.ones_like(target, dtype=torch.bool) if ignore_index is None else target != ignore_index
-    _raise_on_bad_label(
-        "upsample_confusion_matrix", target, kept & ((target < 0) | (target >= classes)), classes, ignore_index
-    )
-    pairs = (target * classes + labels)[kept]
-    return torch.bincount(pairs, minlength=classes * classes).view(classes, classes)
+    y, kept, bad = split_labels("upsample_confusion_matrix", target, classes, ignore_index)
+    if target.device.type != "cpu":  # counts cannot say NaN, and bincount synchronises anyway
+        raise_on_bad_label("upsample_confusion_matrix", target, bad, classes, ignore_index)
+    return torch.bincount((y * classes + labels)[kept], minlength=classes * classes).view(classes, classes)
 
 
 # --- cross-entropy -------------------------------------------------------------------------------------------------
@@ -190,10 +188,10 @@ def upsample_cross_entropy(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``F.cross_entropy(upsample(x), target, weight, ...)`` with its gradient: (loss, total weight, gradient, lse).
 
-    The loss of a pixel of class y is ``-(1 - e) w[y] log p[y] - e / C sum_c w[c] log p[c]`` with ``p = softmax(z)``; that of an
-    ignored pixel is zero. The reductions divide by the total weight: 1 for none and sum, the sum of w[y] for mean, the
-    number of all pixels for mean_all. `gradient` is that of the undivided sum in x, for with_grad and a reduction;
-    `lse` is the log-sum-exp per pixel, for with_grad without a reduction. What is not asked for is empty.
+    The loss of a pixel of class y is ``-(1 - e) w[y] log p[y] - e / C sum_c w[c] log p[c]`` with ``p = softmax(z)``;
+    that of an ignored pixel is zero. The reductions divide by the total weight: 1 for none and sum, the sum of w[y]
+    for mean, the number of all pixels for mean_all. `gradient` is that of the undivided sum in x, for with_grad and a
+    reduction; `lse` is the log-sum-exp per pixel, for with_grad without a reduction. What is not asked for is empty.
     """
     z = _sampled(x, sampling)
     loss, pixel_weight = _cross_entropy("upsample_cross_entropy", z, target, weight, ignore_index, label_smoothing)
@@ -202,7 +200,9 @@ def upsample_cross_entropy(
     if with_grad and reduction == NONE:
         lse = z.detach().logsumexp(1)
     elif with_grad:
-        g = _cross_entropy_gradient(z.detach(), None, target, weight, ignore_index, label_smoothing)
+        g = _cross_entropy_gradient(
+            "upsample_cross_entropy", z.detach(), None, target, weight, ignore_index, label_smoothing
+        )
         gradient = _like(_adjoint(g, sampling), x, g.dtype)
     return loss, total, gradient, lse
 
@@ -218,8 +218,8 @@ def upsample_cross_entropy_backward(
     label_smoothing: float,
 ) -> Tensor:
     """The gradient in x of ``sum(grad * loss)`` without reduction, where ``p = exp(z - lse)``."""
-    g = _cross_entropy_gradient(_sampled(x, sampling), lse, target, weight, ignore_index, label_smoothing)
-    g = torch.where((target != ignore_index)[:, None], g * grad[:, None].to(g.dtype), 0)
+    z = _sampled(x, sampling)
+    g = _cross_entropy_gradient("upsample_cross_entropy", z, lse, target, weight, ignore_index, label_smoothing, grad)
     return _like(_adjoint(g, sampling), x)
 
 
@@ -228,11 +228,7 @@ def _cross_entropy(
 ) -> tuple[Tensor, Tensor]:
     """Loss and weight per pixel of full-resolution logits z."""
     classes = z.shape[1]
-    y = target.long()
-    kept = y != ignore_index
-    bad = kept & ((y < 0) | (y >= classes))
-    _raise_on_bad_label(name, y, bad, classes, ignore_index)
-    y = torch.where(kept & ~bad, y, 0)
+    y, kept, bad = split_labels(name, target, classes, ignore_index)
     logp = z.log_softmax(1)
     pixel_weight = torch.ones_like(logp[:, 0]) if weight is None else weight[y]
     loss = -(1 - label_smoothing) * pixel_weight * logp.gather(1, y[:, None]).squeeze(1)
@@ -244,20 +240,30 @@ def _cross_entropy(
 
 
 def _cross_entropy_gradient(
-    z: Tensor, lse: Tensor | None, target: Tensor, weight: Tensor | None, ignore_index: int, label_smoothing: float
+    name: str,
+    z: Tensor,
+    lse: Tensor | None,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    scale: Tensor | None = None,
 ) -> Tensor:
-    """d loss / d z per pixel: ``(a + b) p - a [c == y] - e / C w[c]``, a = (1 - e) w[y], b = e / C sum_c w[c]."""
+    """d loss / d z per pixel: ``(a + b) p - a [c == y] - e / C w[c]``, a = (1 - e) w[y], b = e / C sum_c w[c].
+
+    Multiplied by `scale` [N, H, W], if given, where the pixel counts.
+    """
     classes = z.shape[1]
     p = z.softmax(1) if lse is None else (z - lse[:, None]).exp()
-    kept = target != ignore_index
-    y = target.long()
-    bad = kept & ((y < 0) | (y >= classes))
-    y = torch.where(kept & ~bad, y, 0)[:, None]
+    y, kept, bad = split_labels(name, target, classes, ignore_index)
+    y = y[:, None]
     w = z.new_ones(classes) if weight is None else weight
     a = (1 - label_smoothing) * w[y]
     g = (a + label_smoothing / classes * w.sum()) * p
     g = g - label_smoothing / classes * w.view(1, -1, 1, 1)
     g = g.scatter_add(1, y, -a)
+    if scale is not None:
+        g = g * scale[:, None].to(g.dtype)
     return torch.where(kept[:, None], g, 0).masked_fill(bad[:, None], torch.nan)
 
 
@@ -277,15 +283,30 @@ def _sum(image: Tensor) -> Tensor:
     return image
 
 
-def _raise_on_bad_label(name: str, target: Tensor, bad: Tensor, classes: int, ignore_index: int | None) -> None:
-    """On the CPU; elsewhere looking would synchronise, and the loss becomes NaN."""
-    if target.device.type == "cpu" and bool(bad.any()):
-        at = bad.nonzero()[0].tolist()
-        ignored = "" if ignore_index is None else f" nor ignore_index ({ignore_index})"
-        either = "not" if ignore_index is None else "neither"
-        raise RuntimeError(
-            f"{name}: target[{', '.join(map(str, at))}] = {int(target[tuple(at)])} is {either} a class (0 to {classes - 1}){ignored}"
-        )
+def split_labels(name: str, target: Tensor, classes: int, ignore_index: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Labels as int64 (0 where they do not count), the pixels that are not ignored, and those with a wrong label.
+
+    A wrong label raises on the CPU; elsewhere looking would synchronise, and the loss becomes NaN.
+    """
+    y = target.long()  # first: a uint8 tensor compared with -100 would compare with 156
+    kept = torch.ones_like(y, dtype=torch.bool) if ignore_index is None else y != ignore_index
+    bad = kept & ((y < 0) | (y >= classes))
+    if target.device.type == "cpu":
+        raise_on_bad_label(name, y, bad, classes, ignore_index)
+    return torch.where(kept & ~bad, y, 0), kept, bad
+
+
+def raise_on_bad_label(name: str, target: Tensor, bad: Tensor, classes: int, ignore_index: int | None) -> None:
+    """Names the first label that is wrong, if any."""
+    if not bool(bad.any()):
+        return
+    at = bad.nonzero()[0].tolist()
+    where, value = ", ".join(map(str, at)), int(target[tuple(at)])
+    if ignore_index is None:
+        raise RuntimeError(f"{name}: target[{where}] = {value} is not a class (0 to {classes - 1})")
+    raise RuntimeError(
+        f"{name}: target[{where}] = {value} is neither a class (0 to {classes - 1}) nor ignore_index ({ignore_index})"
+    )
 
 
 # --- binary heads --------------------------------------------------------------------------------------------------
@@ -313,8 +334,9 @@ def upsample_binary_cross_entropy(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``F.binary_cross_entropy_with_logits(upsample(x), target, pos_weight=...)``: (loss, total weight, gradient).
 
-    The loss of a pixel with label t is ``-q t log sigmoid(z) - (1 - t) log sigmoid(-z)`` with the channel's pos_weight q;
-    that of an ignored pixel is zero. The mean divides by the number of pixels that are not ignored. Target is [N, C, H, W].
+    The loss of a pixel with label t is ``-q t log sigmoid(z) - (1 - t) log sigmoid(-z)`` with the channel's pos_weight
+    q; that of an ignored pixel is zero. The mean divides by the number of pixels that are not ignored. Target is
+    [N, C, H, W].
     """
     z = _sampled(x, sampling)
     t, kept, bad = _binary_target(z, target, ignore_index)
@@ -339,19 +361,17 @@ def upsample_binary_cross_entropy_backward(
 ) -> Tensor:
     """The gradient in x of ``sum(grad * loss)`` without reduction."""
     z = _sampled(x, sampling)
-    g = _binary_gradient(z, target, pos_weight, ignore_index)
-    kept = _binary_target(z, target, ignore_index)[1]
-    return _like(_adjoint(torch.where(kept, g * grad.to(g.dtype), 0), sampling), x)
+    g = _binary_gradient(z, target, pos_weight, ignore_index, grad)
+    return _like(_adjoint(g, sampling), x)
 
 
 def _binary_target(z: Tensor, target: Tensor, ignore_index: int | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Target as numbers (0 where it does not count), the pixels that count, and those with a wrong label."""
+    """Target as numbers (0 where it does not count), the pixels that are not ignored, and those with a wrong label."""
+    if not target.is_floating_point():
+        t, kept, bad = split_labels("upsample_binary_cross_entropy", target, 2, ignore_index)
+        return t.to(z.dtype), kept, bad
     kept = torch.ones_like(target, dtype=torch.bool) if ignore_index is None else target != ignore_index
-    bad = torch.zeros_like(kept)
-    if not target.is_floating_point() and target.dtype != torch.bool:
-        bad = kept & (target != 0) & (target != 1)
-        _raise_on_bad_label("upsample_binary_cross_entropy", target, bad, 2, ignore_index)
-    return torch.where(kept & ~bad, target, 0).to(z.dtype), kept, bad
+    return torch.where(kept, target, 0).to(z.dtype), kept, torch.zeros_like(kept)
 
 
 def _weighted(weight: Tensor, value: Tensor) -> Tensor:
@@ -359,11 +379,15 @@ def _weighted(weight: Tensor, value: Tensor) -> Tensor:
     return torch.where(weight != 0, weight * value, 0)
 
 
-def _binary_gradient(z: Tensor, target: Tensor, pos_weight: Tensor | None, ignore_index: int | None) -> Tensor:
-    """d loss / d z: ``(1 - t) sigmoid(z) - q t sigmoid(-z)``."""
+def _binary_gradient(
+    z: Tensor, target: Tensor, pos_weight: Tensor | None, ignore_index: int | None, scale: Tensor | None = None
+) -> Tensor:
+    """d loss / d z: ``(1 - t) sigmoid(z) - q t sigmoid(-z)``, times `scale`, if given, where the pixel counts."""
     t, kept, bad = _binary_target(z, target, ignore_index)
     q = 1 if pos_weight is None else pos_weight.view(1, -1, 1, 1)
     g = (1 - t) * z.sigmoid() - q * t * (-z).sigmoid()
+    if scale is not None:
+        g = g * scale.to(g.dtype)
     return torch.where(kept, g, 0).masked_fill(bad, torch.nan)
 
 
@@ -385,7 +409,8 @@ def conv_transpose_add(
     y = F.conv_transpose2d(x, weight, stride=tuple(stride), groups=groups)
     y = _window(y, offset, output_size)
     if skip is not None:
-        y = y + skip_scale * _window(skip, skip_offset, output_size)
+        dtype = arithmetic_dtype(x.dtype)
+        y = y.to(dtype) + skip_scale * _window(skip, skip_offset, output_size).to(dtype)
     return _like(y, x)
 
 
@@ -437,14 +462,20 @@ def score_cross_entropy_backward(
     lse: Tensor,
     ignore_index: int,
     label_smoothing: float,
+    need_x: bool,
+    need_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients in x, weight and bias of ``sum(grad * loss)`` without reduction; the scores are computed again.
 
-    `grad` is [N, H, W], one value per pixel; that of an ignored pixel does not count.
+    `grad` is [N, H, W], one value per pixel; that of an ignored pixel does not count. What is not needed is empty.
     """
     z = _scores(x, weight, bias)
-    g = _cross_entropy_gradient(z, lse, target, class_weight, ignore_index, label_smoothing)
-    g = torch.where((target != ignore_index)[:, None], g * grad[:, None].to(g.dtype), 0)
-    grad_x = torch.einsum("nchw,ck->nkhw", g, weight.to(g.dtype))
-    grad_weight = torch.einsum("nchw,nkhw->ck", g, x.to(g.dtype))
-    return _like(grad_x, x), grad_weight.to(weight.dtype), g.sum((0, 2, 3)).to(weight.dtype)
+    g = _cross_entropy_gradient(
+        "score_cross_entropy", z, lse, target, class_weight, ignore_index, label_smoothing, grad
+    )
+    grad_x, grad_weight = x.new_empty(0), weight.new_empty(0)
+    if need_x:
+        grad_x = _like(F.conv2d(g, weight.to(g.dtype).t()[:, :, None, None]), x)
+    if need_weight:
+        grad_weight = torch.einsum("nchw,nkhw->ck", g, x.to(g.dtype)).to(weight.dtype)
+    return grad_x, grad_weight, g.sum((0, 2, 3)).to(weight.dtype)

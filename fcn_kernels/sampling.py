@@ -1,8 +1,9 @@
 """Where an output pixel reads: exact rational geometry of bilinear resampling.
 
-Per axis, output index ``o`` reads the position ``pos(o) = (num * o + off) / den`` (integers), and with ``i = floor(pos)``
-and ``f = pos - i`` its value is ``(1 - f) x[i] + f x[i + 1]``. Taps outside the input count zero (boundary "zero", as in a
-transposed convolution) or are moved to the border ("clamp", as in ``F.interpolate``). A tap of weight zero is not read.
+Per axis, output index ``o`` reads the position ``pos(o) = (num * o + off) / den`` (integers), and with
+``i = floor(pos)`` and ``f = pos - i`` its value is ``(1 - f) x[i] + f x[i + 1]``. Taps outside the input count zero
+(boundary "zero", as in a transposed convolution) or are moved to the border ("clamp", as in ``F.interpolate``). A tap
+of weight zero is not read.
 
 Integers stay exact where float32 coordinates drift on large images. `csrc/sampling.h` mirrors the formulas.
 """
@@ -111,12 +112,13 @@ class Sampling:
         scale_factor: float | Sequence[float] | None = None,
         align_corners: bool = False,
     ) -> Sampling:
-        """``F.interpolate(x, size, scale_factor, mode="bilinear", align_corners=align_corners)``, exactly one of the two.
+        """``F.interpolate(x, size, scale_factor, mode="bilinear", align_corners=align_corners)``.
 
-        With `scale_factor` the output size is ``floor(input * factor)``, and unless `align_corners` the coordinates use
-        the factor as given, not the ratio of the sizes (torch's meaning). The factor is taken as the nearest fraction
-        with a denominator of at most 10^6: 0.1 then means 1/10 where the double's own denominator, 2^55, would
-        overflow the integers. Down-sampling reads two taps per axis as well (no antialias).
+        Exactly one of `size` and `scale_factor` is given. With the latter the output size is
+        ``floor(input * factor)``, and unless `align_corners` the coordinates use the factor as given, not the ratio of
+        the sizes (torch's meaning). The factor is taken as the nearest fraction with a denominator of at most 10^6: 0.1
+        then means 1/10 where the double's own denominator, 2^55, would overflow the integers. Down-sampling reads two
+        taps per axis as well (no antialias).
 
         Raises:
             TypeError: a size that is not an int or a pair of ints.
@@ -157,7 +159,7 @@ class CoordinateMap:
         return CoordinateMap(self.scale * layer.scale, self.scale * layer.shift + self.shift)
 
     def conv(self, kernel_size: int, stride: int = 1, padding: int = 0, dilation: int = 1) -> CoordinateMap:
-        """A convolution: the centre of the window of output o lies at ``stride * o + dilation * (k - 1) / 2 - padding``."""
+        """A convolution: output o looks at a window around ``stride * o + dilation * (k - 1) / 2 - padding``."""
         _positive("CoordinateMap.conv", kernel_size=kernel_size, stride=stride, dilation=dilation)
         return self.then(CoordinateMap(Fraction(stride), Fraction(dilation * (kernel_size - 1), 2) - padding))
 
@@ -266,7 +268,8 @@ def _transposed(size: int, stride: int, kernel: int | None, offset: int, output:
         kernel = 2 * stride - stride % 2
     elif kernel != 2 * stride and kernel != 2 * stride - 1:
         raise ValueError(
-            f"{name}: a bilinear filter of stride {stride} has kernel_size {2 * stride - 1} or {2 * stride}, got {kernel}"
+            f"{name}: a bilinear filter of stride {stride} has kernel_size {2 * stride - 1} or {2 * stride}, "
+            f"got {kernel}"
         )
     full = (size - 1) * stride + kernel
     if output is None:

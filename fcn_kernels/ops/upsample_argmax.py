@@ -20,7 +20,8 @@ def _fake(x: Tensor, sampling: Sequence[int], dtype: torch.dtype, confidence: bo
 
 
 define(
-    "upsample_argmax(Tensor x, SymInt[] sampling, ScalarType dtype, bool confidence) -> (Tensor labels, Tensor confidence)",
+    "upsample_argmax(Tensor x, SymInt[] sampling, ScalarType dtype, bool confidence)"
+    " -> (Tensor labels, Tensor confidence)",
     reference.upsample_argmax,
     _fake,
 )

@@ -37,14 +37,15 @@ def _fake(x, target, weight, sampling, ignore_index, reduction, label_smoothing,
 
 
 define(
-    "upsample_cross_entropy(Tensor x, Tensor target, Tensor? weight, SymInt[] sampling, SymInt ignore_index, int reduction,"
-    " float label_smoothing, bool with_grad) -> (Tensor loss, Tensor total_weight, Tensor gradient, Tensor lse)",
+    "upsample_cross_entropy(Tensor x, Tensor target, Tensor? weight, SymInt[] sampling, SymInt ignore_index,"
+    " int reduction, float label_smoothing, bool with_grad)"
+    " -> (Tensor loss, Tensor total_weight, Tensor gradient, Tensor lse)",
     reference.upsample_cross_entropy,
     _fake,
 )
 define(
-    "upsample_cross_entropy_backward(Tensor grad, Tensor x, Tensor target, Tensor? weight, Tensor lse, SymInt[] sampling,"
-    " SymInt ignore_index, float label_smoothing) -> Tensor",
+    "upsample_cross_entropy_backward(Tensor grad, Tensor x, Tensor target, Tensor? weight, Tensor lse,"
+    " SymInt[] sampling, SymInt ignore_index, float label_smoothing) -> Tensor",
     reference.upsample_cross_entropy_backward,
     lambda grad, x, target, weight, lse, sampling, ignore_index, label_smoothing: empty_image(
         x, x.shape[1], input_size(sampling)
@@ -127,8 +128,8 @@ def upsample_cross_entropy(
 
     Raises:
         TypeError: x is not floating, or target does not hold integers (soft targets are not supported).
-        ValueError: wrong rank or shape, other devices, a sampling made for another size, an unknown reduction, smoothing
-            outside [0, 1], class weights of another length.
+        ValueError: wrong rank or shape, other devices, a sampling made for another size, an unknown reduction,
+            smoothing outside [0, 1], class weights of another length.
         RuntimeError: on the CPU, a label that is neither a class nor ignore_index (elsewhere the loss becomes NaN; see
             `check_labels`). When its gradient is differentiated.
     """
