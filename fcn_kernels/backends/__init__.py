@@ -1,0 +1,205 @@
+"""Which backend runs an operator on a device, and why another does not.
+
+    reference   PyTorch, any device: the specification
+    cpu         C++, CPU tensors
+    cuda        CUDA C++, NVIDIA GPUs
+    triton      Triton, any GPU that it compiles for (and CPU tensors in its interpreter)
+
+The table is read off torch's dispatcher, so that a kernel which registers itself appears here without being listed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from .. import _library
+from . import triton
+
+BACKENDS = ("reference", "cpu", "cuda", "triton")
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # every kernel of every backend has these
+TRITON_DEVICES = ("cuda", "xpu")  # ROCm's device is called cuda too
+_PREFERENCE = {"cpu": ("cpu", "reference", "triton", "cuda")}
+_PREFERENCE_ELSEWHERE = ("cuda", "triton", "reference", "cpu")
+
+# Operators whose backward is another operator's; all others have NAME_backward or are composed of PyTorch's.
+_SHARED_BACKWARD = {"upsample_add": "upsample_backward"}
+
+_triton_library: Any = None
+_served_by_triton: set[tuple[str, str]] = set()  # (operator, dispatch key)
+
+
+class Candidate(NamedTuple):
+    backend: str
+    reason: str | None  # why it cannot serve; None: it can
+
+
+def operators() -> list[str]:
+    """The names of all operators that are defined, backward ones included."""
+    prefix = _library.NAMESPACE + "::"
+    names = (name for name in torch._C._dispatch_get_all_op_names() if name.startswith(prefix))
+    return sorted({name.removeprefix(prefix).partition(".")[0] for name in names})
+
+
+def backward_of(op: str) -> str | None:
+    """The operator that computes the derivative of `op`, or None: composed of PyTorch's, or not differentiable."""
+    name = _SHARED_BACKWARD.get(op, f"{op}_backward")
+    return name if name in operators() else None
+
+
+def candidates(op: str, device: str, dtype: torch.dtype = torch.float32) -> list[Candidate]:
+    """All backends for an operator on a type of device ("cpu", "cuda", ...), best first; what keeps each from it."""
+    order = _PREFERENCE.get(device, _PREFERENCE_ELSEWHERE)
+    return [Candidate(backend, _obstacle(backend, op, device, dtype)) for backend in order]
+
+
+def active(op: str, device: str, dtype: torch.dtype = torch.float32) -> str | None:
+    """The backend that torch's dispatcher chooses, or None."""
+    return next((c.backend for c in candidates(op, device, dtype) if c.reason is None), None)
+
+
+def device_obstacle(device: str) -> str | None:
+    """Why there is no such device here, or None."""
+    if device == "cpu":
+        return None
+    module = getattr(torch, device, None)
+    if module is None or not hasattr(module, "is_available"):
+        return f"torch {torch.__version__} knows no device {device!r}"
+    if module.is_available():
+        return None
+    if device == "cuda" and torch.version.cuda is None and torch.version.hip is None:
+        return f"torch {torch.__version__} is built without CUDA and ROCm"
+    if device == "xpu" and not torch.xpu._is_compiled():
+        return f"torch {torch.__version__} is built without XPU"
+    return "no such device is visible"
+
+
+def _obstacle(backend: str, op: str, device: str, dtype: torch.dtype) -> str | None:
+    if backend != "reference" and dtype not in DTYPES:
+        return f"it has no kernels for {str(dtype).removeprefix('torch.')}"
+    return _OBSTACLES[backend](op, device)
+
+
+def _reference_obstacle(op: str, device: str) -> str | None:
+    return None if hasattr(_reference(), op) else "it has no such function"
+
+
+def _cpu_obstacle(op: str, device: str) -> str | None:
+    if device != "cpu":
+        return "it reads CPU tensors only"
+    if _library.load_extension() is None:
+        return _library.extension_error()
+    return None if _has_cpp_kernel(op, "CPU") else "it has no kernel for this operator"
+
+
+def _cuda_obstacle(op: str, device: str) -> str | None:
+    if device != "cuda":
+        return "it reads CUDA tensors only"
+    extension = _library.load_extension()
+    if extension is None:
+        return _library.extension_error()
+    if extension.built()["cuda_architectures"] is None:
+        return "the extension is built without CUDA (there was no nvcc, or FCN_KERNELS_BUILD=cpu)"
+    if torch.version.hip is not None:
+        return "this torch is built for ROCm"
+    return None if _has_cpp_kernel(op, "CUDA") else "it has no kernel for this operator"
+
+
+def _triton_obstacle(op: str, device: str) -> str | None:
+    if op not in triton.KERNELS:
+        return "it has no kernel for this operator"
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if device == "cpu":
+        interpreted = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
+        return None if interpreted else "it reads CPU tensors only in its interpreter (TRITON_INTERPRET=1)"
+    return None if device in TRITON_DEVICES else f"it does not compile for {device}"
+
+
+_OBSTACLES: dict[str, Callable[[str, str], str | None]] = {
+    "reference": _reference_obstacle,
+    "cpu": _cpu_obstacle,
+    "cuda": _cuda_obstacle,
+    "triton": _triton_obstacle,
+}
+
+
+def _reference() -> Any:
+    return importlib.import_module("fcn_kernels.reference")
+
+
+def _has_kernel(op: str, key: str) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"{_library.NAMESPACE}::{op}", key)
+
+
+def _has_cpp_kernel(op: str, key: str) -> bool:
+    return (op, key) not in _served_by_triton and _has_kernel(op, key)
+
+
+def register_triton() -> None:
+    """Gives the GPUs' dispatch keys their Triton kernels, where no C++ kernel is registered; after the extension.
+
+    Triton itself is imported by the first call.
+    """
+    global _triton_library
+    if _triton_library is not None or importlib.util.find_spec("triton") is None:
+        return
+    _triton_library = torch.library.Library(_library.NAMESPACE, "IMPL")
+    for device in TRITON_DEVICES:
+        key = device.upper()
+        for op in triton.KERNELS:
+            if not _has_kernel(op, key):
+                _triton_library.impl(op, triton.lazy(op), key)
+                _served_by_triton.add((op, key))
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Within the context, the operators of this package run on the named backend: for tests, benchmarks, debugging.
+
+    Args:
+        name: "reference", "cpu", "cuda" or "triton". Contexts nest and the innermost decides. A backward pass obeys
+            if it runs inside the context.
+
+    Raises:
+        ValueError: no backend has that name.
+        RuntimeError: (by an operator that is called inside) the backend cannot serve it, and why.
+    """
+    if name not in BACKENDS:
+        raise ValueError(f"use_backend: {name!r} is none of the backends {', '.join(BACKENDS)}")
+    with _Route(name):
+        yield
+
+
+class _Route(TorchDispatchMode):
+    """Below autograd, sends every operator of the package to one backend."""
+
+    def __init__(self, backend: str) -> None:
+        super().__init__()
+        self.backend = backend
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "namespace", None) != _library.NAMESPACE:
+            return func(*args, **kwargs)
+        tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor)]
+        if any(t.is_meta or isinstance(t, torch._subclasses.FakeTensor) for t in tensors):
+            return func(*args, **kwargs)
+        op = func._schema.name.partition("::")[2]
+        device = tensors[0].device.type
+        reason = _obstacle(self.backend, op, device, tensors[0].dtype)
+        if reason is not None:
+            raise RuntimeError(f"use_backend({self.backend!r}): {op} cannot run there on {device} tensors: {reason}")
+        if self.backend == "reference":
+            return getattr(_reference(), op)(*args, **kwargs)
+        if self.backend == "triton":
+            return triton.lazy(op)(*args, **kwargs)
+        # Straight to the kernel, past the contexts around this one.
+        return func._op_dk(getattr(torch._C.DispatchKey, self.backend.upper()), *args, **kwargs)

@@ -1,0 +1,33 @@
+"""What the launches of all Triton kernels share."""
+
+import contextlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ...reference import memory_format
+
+
+def empty_image(like: Tensor, height: int, width: int) -> Tensor:
+    """[N, C, height, width], channels_last if `like` is that and not contiguous, else contiguous."""
+    size = (*like.shape[:2], height, width)
+    return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=memory_format(like))
+
+
+def fits_int32(sampling: Sequence[int], *tensors: Tensor) -> bool:
+    """Whether positions and the offsets within one image can be computed in 32 bits."""
+    bounds = []
+    for size, out, num, off, den in (sampling[:5], sampling[5:10]):
+        bounds.append(num * out + abs(off))
+        bounds.append((size + 1) * den + abs(off) + num)
+    for t in tensors:
+        bounds.append(sum((n + 1024) * abs(stride) for n, stride in zip(t.shape[1:], t.stride()[1:], strict=True)))
+    return max(bounds) < 2**31
+
+
+def device_of(x: Tensor) -> contextlib.AbstractContextManager:
+    """Makes the device of x current: Triton launches on the current one."""
+    if x.device.type == "cpu":
+        return contextlib.nullcontext()  # the interpreter
+    return torch.get_device_module(x.device.type).device(x.device)
