@@ -1,6 +1,8 @@
 """Fused operators for fully convolutional segmentation: the full-resolution logits are never written."""
 
 from ._library import load_extension as _load_extension
+from .backends import register_triton as _register_triton
+from .backends import use_backend
 from .ops.check_labels import check_labels
 from .ops.conv_transpose_add import conv_transpose_add
 from .ops.score_argmax import score_argmax
@@ -36,6 +38,8 @@ __all__ = [
     "upsample_log_softmax",
     "upsample_sigmoid",
     "upsample_softmax",
+    "use_backend",
 ]
 
 _load_extension()
+_register_triton()

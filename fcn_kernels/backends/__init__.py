@@ -196,7 +196,7 @@ class _Route(TorchDispatchMode):
         device = tensors[0].device.type
         reason = _obstacle(self.backend, op, device, tensors[0].dtype)
         if reason is not None:
-            raise RuntimeError(f"use_backend({self.backend!r}): {op} cannot run there on {device} tensors: {reason}")
+            raise RuntimeError(f"use_backend({self.backend!r}) cannot serve {op} on {device} tensors: {reason}")
         if self.backend == "reference":
             return getattr(_reference(), op)(*args, **kwargs)
         if self.backend == "triton":
