@@ -42,10 +42,11 @@ class Chains {
   using V = Vec<T>;
 
  public:
-  Chains(int64_t classes, const Geometry& g, Arena& arena)
+  // `rows` rows of a tile can be kept at once.
+  Chains(int64_t classes, int64_t rows, const Geometry& g, Arena& arena)
       : classes_(classes), step_((T)g.columns.step), log_classes_(vlog(broadcast((T)classes))) {
     corners_ = arena.take<T>(classes * 4 * L);
-    chain_ = arena.take<T>(classes * 2 * L);
+    chain_ = arena.take<T>(rows * classes * 2 * L);
   }
 
   // Takes the corners of a tile; false where one of them is not finite.
@@ -70,35 +71,31 @@ class Chains {
     return !any(check != V{});
   }
 
-  // e_0 and r of every class. Returns the bound that the smallest log S_k must reach: log C + kLowest + rise - log
-  // tolerance, rise the steepest rise of a class that starts below the smallest normal number.
+  // e_0 and r of every class for row `slot` of the tile and, S_k = sum over classes of e_0 r^k.
+  // Returns the bound that the smallest log S_k must reach: log C + kLowest + rise - log tolerance, rise the steepest
+  // rise of a class that starts below the smallest normal number.
   template <int K>
-  FCN_NOINLINE V seeds(T fy) {
-    V rise{};
-    for (int64_t c = 0; c < classes_; ++c) {
-      const V a = level(c, fy), d = slope(c, fy), start = a + fraction[0] * d;
-      store(chain_ + c * 2 * L, vexp(start));
-      if (K > 1) store(chain_ + (c * 2 + 1) * L, vexp(d * step_));
-      rise = start < ChainLimits<T>::kLowest ? vmax(rise, d) : rise;
-    }
-    return rise + log_classes_ + (ChainLimits<T>::kLowest - ChainLimits<T>::kLogLostTolerance);
-  }
-
-  // S_k = sum over classes of e_0 r^k.
-  template <int K>
-  FCN_NOINLINE void sums(V* s) const {
-    V sum[K];
+  FCN_NOINLINE V start_row(int slot, T fy, V* s) {
+    T* chain = row_chain(slot);
+    V rise{}, sum[K];
     for (int k = 0; k < K; ++k) sum[k] = V{};
     for (int64_t c = 0; c < classes_; ++c) {
-      V e = seed(c);
-      const V r = K > 1 ? ratio(c) : e;
+      const V a = level(c, fy), d = slope(c, fy), start = a + fraction[0] * d;
+      V e = vexp(start);
+      store(chain + c * 2 * L, e);
+      rise = start < ChainLimits<T>::kLowest ? vmax(rise, d) : rise;
       sum[0] += e;
-      for (int k = 1; k < K; ++k) {
-        e = e * r;
-        sum[k] += e;
+      if constexpr (K > 1) {
+        const V r = vexp(d * step_);
+        store(chain + (c * 2 + 1) * L, r);
+        for (int k = 1; k < K; ++k) {
+          e = e * r;
+          sum[k] += e;
+        }
       }
     }
     for (int k = 0; k < K; ++k) s[k] = sum[k];
+    return rise + log_classes_ + (ChainLimits<T>::kLowest - ChainLimits<T>::kLogLostTolerance);
   }
 
   // log S_k, 0 for steps that are no pixel; false where the chains have lost too much (and NaN counts as lost).
@@ -121,8 +118,8 @@ class Chains {
     return !any(!(lowest >= needed));
   }
 
-  FCN_INLINE V seed(int64_t c) const { return load(chain_ + c * 2 * L); }
-  FCN_INLINE V ratio(int64_t c) const { return load(chain_ + (c * 2 + 1) * L); }
+  // e_0 and r of a row, [classes][2][lanes].
+  FCN_INLINE T* row_chain(int slot) const { return chain_ + slot * classes_ * 2 * L; }
 
   // A logit is level + fraction * slope along a row, relative to the maximum.
   FCN_INLINE V level(int64_t c, T fy) const { return load(corner(c)) + fy * load(corner(c) + 2 * L); }
@@ -130,7 +127,6 @@ class Chains {
 
   // a, d and their vertical differences, a vector each.
   FCN_INLINE const T* corner(int64_t c) const { return corners_ + c * 4 * L; }
-  FCN_INLINE T* scratch(int64_t c) { return chain_ + c * 2 * L; }
 
   V maximum, fraction[kMaxSteps];
 

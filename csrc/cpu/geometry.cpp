@@ -5,7 +5,7 @@ namespace fcn {
 namespace {
 // Enough units to balance many threads, few enough that their side rows stay a small part of the input.
 constexpr int64_t kWantedUnits = 128;
-constexpr int64_t kMaxBandRows = 32;
+
 
 double fraction(const Axis& axis, int64_t o) {
   return static_cast<double>(axis.remainder(o)) / static_cast<double>(axis.den);

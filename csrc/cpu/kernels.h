@@ -32,7 +32,9 @@ struct Segments {
   const double* fraction;   // of the first output column
 };
 
-// Output rows that share the input interval [index, index + 1].
+// Output rows that share the input interval [index, index + 1], at most kMaxBandRows of them.
+constexpr int64_t kMaxBandRows = 8;
+
 struct Band {
   int64_t index;
   int64_t begin, end;

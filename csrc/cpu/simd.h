@@ -11,6 +11,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include <new>
+
 #if defined(__SSE2__)
 #include <immintrin.h>
 #endif
@@ -242,6 +244,38 @@ FCN_INLINE void deinterleave(Vec<T>* v) {
       v[k + K / 2] = shuffle<T>(t[2 * k], t[2 * k + 1], UnzipPattern<true>());
     }
   }
+}
+
+// Copies past the cache: whole aligned vectors with non-temporal stores, the ends plainly.
+inline void stream_copy(void* to, const void* from, int64_t bytes) {
+  char* t = (char*)to;
+  const char* f = (const char*)from;
+#if defined(__SSE2__)
+  const int64_t head = (kVectorBytes - (intptr_t)t % kVectorBytes) % kVectorBytes;
+  if (bytes > head) {
+    memcpy(t, f, head);
+    int64_t i = head;
+    for (; i + kVectorBytes <= bytes; i += kVectorBytes) {
+#if defined(__AVX512F__)
+      _mm512_stream_si512((__m512i*)(t + i), _mm512_loadu_si512(f + i));
+#elif defined(__AVX2__)
+      _mm256_stream_si256((__m256i*)(t + i), _mm256_loadu_si256((const __m256i*)(f + i)));
+#else
+      _mm_stream_si128((__m128i*)(t + i), _mm_loadu_si128((const __m128i*)(f + i)));
+#endif
+    }
+    memcpy(t + i, f + i, bytes - i);
+    return;
+  }
+#endif
+  memcpy(t, f, bytes);
+}
+
+// Makes non-temporal stores visible to other threads.
+inline void stream_fence() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
 }
 
 // Denormal results flush to zero while one of these lives: a softmax tail far below 1e-38 would otherwise trap to

@@ -226,13 +226,12 @@ class GradientRows {
   }
 
   // Adds a tile's gradients of class c: four corners, one vector each.
-  FCN_INLINE void add(const Block<T>& block, int64_t c, const T* corners) {
-    constexpr int L = kLanes<T>;
+  FCN_INLINE void add(const Block<T>& block, int64_t c, const Vec<T>* corners) {
     T *top = top_ + c * pitch_, *bottom = bottom_ + c * pitch_;
-    block.add_left(top, load(corners + kTopLeft * L));
-    block.add_right(top + size_, load(corners + kTopRight * L));
-    block.add_left(bottom, load(corners + kBottomLeft * L));
-    block.add_right(bottom + size_, load(corners + kBottomRight * L));
+    block.add_left(top, corners[kTopLeft]);
+    block.add_right(top + size_, corners[kTopRight]);
+    block.add_left(bottom, corners[kBottomLeft]);
+    block.add_right(bottom + size_, corners[kBottomRight]);
   }
 
   void finish() {

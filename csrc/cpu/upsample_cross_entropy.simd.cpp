@@ -1,9 +1,9 @@
 // Cross-entropy of upsampled logits, loss and gradient in one pass over the small input (see ../softmax.h for the
-// chains). Per tile: corners relative to the tile's maximum M; per output row of it:
-//   seeds      e_0, r for every class                              two exponentials per class and segment
-//   sums       S_k = sum_c e_0 r^k                                 K multiplications and additions
-//   pixels     log S_k, q_k = weight / S_k, one-hot sums
-//   gradient   sum_k q_k r^k and sum_k q_k f_k r^k by Horner       2K multiply-adds, spread over the four corners
+// chains). Per tile: corners relative to the tile's maximum M; then
+//   per row    e_0, r and S_k = sum_c e_0 r^k      two exponentials, K multiplications and additions per class
+//              log S_k, q_k = weight / S_k, one-hot sums
+//   per class  over the rows, sum_k q_k r^k and sum_k q_k f_k r^k by Horner, 2K multiply-adds, spread over the four
+//              corners in registers
 // The linear part of the loss, sum over pixels of w z_label, is the inner product of the corners with the one-hot sums.
 #include "chain.h"
 
@@ -21,8 +21,9 @@ class CrossEntropy {
  public:
   CrossEntropy(const CrossEntropyArgs& args, void* scratch)
       : args_(args), g_(*args.geometry), classes_(args.x.channels), arena_(scratch), rows_(args.x, g_, arena_),
-        gradient_rows_(args.gradient, args.side, classes_, g_, arena_), chains_(classes_, g_, arena_) {
-    gradient_ = arena_.take<T>(classes_ * 4 * L);
+        gradient_rows_(args.gradient, args.side, classes_, g_, arena_), chains_(classes_, kMaxBandRows, g_, arena_) {
+    direct_gradient_ = arena_.take<T>(classes_ * 4 * L);
+    direct_ = arena_.take<T>(classes_ * L);
     onehot_ = arena_.take<T>((classes_ + 1) * 4 * L);
     touched_ = arena_.take<uint8_t>(classes_ + 1);
     weight_ = arena_.take<T>(classes_ + 1);
@@ -108,7 +109,8 @@ class CrossEntropy {
     const Block<T> block(g_, segment);
     const bool finite = chains_.start_tile(rows_, block);
     if (smoothing_ != T(0)) sum_corners();
-    if (want_gradient_) memset(gradient_, 0, classes_ * 4 * L * sizeof(T));
+    chain_rows_ = 0;
+    any_direct_ = false;
     for (V& v : valid_corners_) v = V{};
     for (int k = 0; k < g_.columns.steps; ++k) {
       for (int l = 0; l < L; ++l) {
@@ -125,7 +127,7 @@ class CrossEntropy {
         add_onehot(block, fy);
       }
     }
-    finish_tile(block);
+    with_steps(g_.columns.steps, [&](auto steps) { this->finish_tile<steps.value>(block); });
   }
 
   // sum_c w_c z_c, which the smoothing needs, is bilinear like the logits.
@@ -215,8 +217,8 @@ class CrossEntropy {
 
   template <int K>
   bool chain_row_of(const Block<T>& block, int64_t row, T fy) {
-    const V needed = chains_.template seeds<K>(fy);
     V s[K] = {}, log_s[K];
+    const V needed = chains_.template start_row<K>(chain_rows_, fy, s);
     if (args_.saved_lse) {
       const T* lse = (const T*)args_.saved_lse + (n_ * g_.out_height + row) * g_.out_width;
       for (int k = 0; k < K; ++k) {
@@ -225,13 +227,12 @@ class CrossEntropy {
         }
         s[k] = vexp(log_s[k]);
       }
-      if (!chains_.template enough<K>(block, needed, log_s)) return false;
     } else {
-      chains_.template sums<K>(s);
-      if (!chains_.template log_sums<K>(block, needed, s, log_s)) return false;
+      for (int k = 0; k < K; ++k) log_s[k] = vlog(s[k]);
     }
+    if (!chains_.template enough<K>(block, needed, log_s)) return false;
     if (!args_.pixel_grad) add_loss<K>(block, row, fy, log_s);
-    if (want_gradient_) add_gradient<K>(fy, s);
+    if (want_gradient_) keep_coefficients<K>(fy, s);
     return true;
   }
 
@@ -293,30 +294,41 @@ class CrossEntropy {
     valid_corners_[kBottomRight] += fy * right;
   }
 
+  // q_k and q_k f_k of a row, for finish_tile.
   template <int K>
-  FCN_NOINLINE void add_gradient(T fy, const V* s) {
-    V q[K], qf[K];
+  void keep_coefficients(T fy, const V* s) {
+    V* q = coefficients_ + chain_rows_ * 2 * kMaxSteps;
     for (int k = 0; k < K; ++k) {
       const V w = coefficient(k);
       q[k] = w == V{} ? V{} : w / s[k];  // steps that are no pixel have no meaningful sum
-      qf[k] = q[k] * chains_.fraction[k];
+      q[kMaxSteps + k] = q[k] * chains_.fraction[k];
       if (smoothing_ != T(0)) add_valid_corners(k, fy);
     }
-    const T top = T(1) - fy;
-    for (int64_t c = 0; c < classes_; ++c) {
-      const V e = chains_.seed(c), r = K > 1 ? chains_.ratio(c) : e;
-      V sum = q[K - 1], right = qf[K - 1];
-      for (int k = K - 2; k >= 0; --k) {
-        sum = sum * r + q[k];
-        right = right * r + qf[k];
+    row_fraction_[chain_rows_++] = fy;
+  }
+
+  // Class c's softmax gradient over the tile's rows, per corner.
+  template <int K>
+  FCN_INLINE void sum_gradient(int64_t c, V* corners) const {
+    for (int row = 0; row < chain_rows_; ++row) {
+      const V* q = coefficients_ + row * 2 * kMaxSteps;
+      const T* chain = chains_.row_chain(row) + c * 2 * L;
+      V sum = q[K - 1], right = q[kMaxSteps + K - 1];
+      if constexpr (K > 1) {
+        const V r = load(chain + L);
+        for (int k = K - 2; k >= 0; --k) {
+          sum = sum * r + q[k];
+          right = right * r + q[kMaxSteps + k];
+        }
       }
+      const V e = load(chain);
       right = right * e;
       const V left = sum * e - right;
-      T* p = gradient_ + c * 4 * L;
-      store(p, load(p) + top * left);
-      store(p + L, load(p + L) + top * right);
-      store(p + 2 * L, load(p + 2 * L) + fy * left);
-      store(p + 3 * L, load(p + 3 * L) + fy * right);
+      const T fy = row_fraction_[row], top = T(1) - fy;
+      corners[kTopLeft] += top * left;
+      corners[kTopRight] += top * right;
+      corners[kBottomLeft] += fy * left;
+      corners[kBottomRight] += fy * right;
     }
   }
 
@@ -335,7 +347,7 @@ class CrossEntropy {
     V s{}, smooth{};
     for (int64_t c = 0; c < classes_; ++c) {
       const V z = logit(block, c, fy, k), e = vexp(z - m);
-      store(chains_.scratch(c), e);
+      store(direct_ + c * L, e);
       s += e;
       if (smoothing_ != T(0)) smooth += weight_[c] * z;
     }
@@ -355,15 +367,17 @@ class CrossEntropy {
         loss_ += (double)value;
       }
     }
-    if (want_gradient_) direct_gradient(fy, k, s);
+    if (want_gradient_) add_direct_gradient(fy, k, s);
   }
 
-  void direct_gradient(T fy, int k, V s) {
+  void add_direct_gradient(T fy, int k, V s) {
+    if (!any_direct_) memset(direct_gradient_, 0, classes_ * 4 * L * sizeof(T));
+    any_direct_ = true;
     const V zero{}, w = coefficient(k), q = w == zero ? zero : w / s, f = chains_.fraction[k], f1 = T(1) - f;
     const T top = T(1) - fy;
     if (smoothing_ != T(0)) add_valid_corners(k, fy);
     for (int64_t c = 0; c < classes_; ++c) {
-      V p = q * chains_.seed(c);
+      V p = q * load(direct_ + c * L);
       for (int l = 0; l < L; ++l) {
         if (label(k, l) == c) {
           const T w_label = (T(1) - smoothing_) * weight_[c];
@@ -371,7 +385,7 @@ class CrossEntropy {
         }
       }
       const V left = f1 == zero ? zero : f1 * p, right = f == zero ? zero : f * p;
-      T* out = gradient_ + c * 4 * L;
+      T* out = direct_gradient_ + c * 4 * L;
       if (top != T(0)) {
         store(out, load(out) + top * left);
         store(out + L, load(out + L) + top * right);
@@ -383,11 +397,13 @@ class CrossEntropy {
     }
   }
 
+  template <int K>
   FCN_NOINLINE void finish_tile(const Block<T>& block) {
     const T keep = T(1) - smoothing_;
     V linear{};
     for (int64_t c = 0; c < classes_; ++c) {
-      T* gradient = gradient_ + c * 4 * L;
+      V corners[4] = {};
+      if (want_gradient_) sum_gradient<K>(c, corners);
       if (touched_[c]) {
         T* onehot = onehot_ + c * 4 * L;
         V h[4];
@@ -397,17 +413,16 @@ class CrossEntropy {
         const T* p = chains_.corner(c);
         const V a = load(p), d = load(p + L), da = load(p + 2 * L), dd = load(p + 3 * L);
         if (!args_.pixel_grad) linear += h[0] * a + h[1] * (a + d) + h[2] * (a + da) + h[3] * ((a + da) + (d + dd));
-        if (want_gradient_) {
-          for (int i = 0; i < 4; ++i) store(gradient + i * L, load(gradient + i * L) - keep * h[i]);
-        }
+        for (int i = 0; i < 4; ++i) corners[i] -= keep * h[i];
       }
-      if (want_gradient_) {
-        if (smoothing_ != T(0)) {
-          const T w = smooth_ * weight_[c];
-          for (int i = 0; i < 4; ++i) store(gradient + i * L, load(gradient + i * L) - w * valid_corners_[i]);
-        }
-        gradient_rows_.add(block, c, gradient);
+      if (!want_gradient_) continue;
+      if (smoothing_ != T(0)) {
+        for (int i = 0; i < 4; ++i) corners[i] -= smooth_ * weight_[c] * valid_corners_[i];
       }
+      if (any_direct_) {
+        for (int i = 0; i < 4; ++i) corners[i] += load(direct_gradient_ + (c * 4 + i) * L);
+      }
+      gradient_rows_.add(block, c, corners);
     }
     memset(onehot_ + classes_ * 4 * L, 0, 4 * L * sizeof(T));
     for (int l = 0; l < L; ++l) loss_ -= (double)(keep * linear[l]);
@@ -420,14 +435,16 @@ class CrossEntropy {
   InputRows<T> rows_;
   GradientRows<T> gradient_rows_;
   Chains<T> chains_;
-  T *gradient_, *onehot_, *weight_;
+  T *direct_gradient_, *direct_, *onehot_, *weight_;
   uint8_t* touched_;
   int32_t* labels_;
   int64_t n_, bad_label_;
   double loss_, weight_total_;
   T smoothing_, smooth_;
-  bool want_gradient_, plain_;
-  V linear_[4], valid_corners_[4];
+  bool want_gradient_, plain_, any_direct_;
+  int chain_rows_;
+  V linear_[4], valid_corners_[4], coefficients_[kMaxBandRows * 2 * kMaxSteps];
+  T row_fraction_[kMaxBandRows];
   T pixel_weight_[kMaxSteps * L], pixel_grad_[kMaxSteps * L];
   int32_t label_[kMaxSteps * L];
   const int32_t* row_labels_;

@@ -8,15 +8,42 @@ namespace FCN_ISA {
 
 namespace {
 
+// Where outputs are larger than this, they leave the cache before anyone reads them: they are written past it.
+constexpr int64_t kStreamBytes = 8 << 20;
+
 template <typename T, typename Out>
 class Softmax {
   static constexpr int L = kLanes<T>;
   using V = Vec<T>;
 
+  // A block of the row: its chains, and per step 1 / S_k (softmax) or log S_k; where the chains cannot be used, each
+  // pixel's own maximum too.
+  struct Tile {
+    Block<T> block;
+    Chains<T> chains;
+    bool finite, direct;
+    V scale[kMaxSteps], maximum[kMaxSteps];
+    Tile(const Geometry& g, int64_t segment, int64_t classes, Arena& arena)
+        : block(g, segment), chains(classes, 1, g, arena) {}
+  };
+
  public:
   Softmax(const SoftmaxArgs& args, void* scratch)
-      : args_(args), g_(*args.geometry), classes_(args.x.channels), arena_(scratch), rows_(args.x, g_, arena_),
-        chains_(classes_, g_, arena_) {}
+      : args_(args), g_(*args.geometry), classes_(args.x.channels), arena_(scratch), rows_(args.x, g_, arena_) {
+    tiles_ = arena_.take<Tile>(g_.columns.count / L);
+    line_ = arena_.take<Out>(g_.out_width);
+    for (int64_t s = 0; s < g_.columns.count && (s == 0 || g_.columns.length[s] > 0); s += L) {
+      if (scratch) {
+        new (tiles_ + count_) Tile(g_, s, classes_, arena_);
+      } else {
+        Tile(g_, s, classes_, arena_);
+      }
+      ++count_;
+    }
+    const Image& out = args.output;
+    const int64_t bytes = out.batch * out.channels * out.height * out.width * (int64_t)sizeof(Out);
+    stream_ = bytes > kStreamBytes;
+  }
 
   int64_t scratch_bytes() const { return arena_.used; }
 
@@ -28,76 +55,83 @@ class Softmax {
     for (int64_t b = unit.begin; b < unit.end; ++b) {
       const Band& band = g_.bands[b];
       rows_.move_to(band.index);
-      for (int64_t s = 0; s < g_.columns.count; s += L) {
-        if (g_.columns.length[s] == 0) break;  // padding only
-        tile(band, Block<T>(g_, s));
+      for (int64_t t = 0; t < count_; ++t) tiles_[t].finite = tiles_[t].chains.start_tile(rows_, tiles_[t].block);
+      for (int64_t row = band.begin; row < band.end; ++row) {
+        with_steps(g_.columns.steps, [&](auto steps) { this->compute_row<steps.value>(row); });
       }
     }
   }
 
  private:
-  void tile(const Band& band, const Block<T>& block) {
-    const bool finite = chains_.start_tile(rows_, block);
-    for (int64_t row = band.begin; row < band.end; ++row) {
-      with_steps(g_.columns.steps, [&](auto steps) { this->compute_row<steps.value>(block, row, finite); });
+  // Sums first, for all blocks; then class by class, so that a class's row is written in one go.
+  template <int K>
+  void compute_row(int64_t row) {
+    const T fy = (T)g_.row_fraction[row];
+    for (int64_t t = 0; t < count_; ++t) normalise<K>(tiles_[t], fy);
+    const Image& out = args_.output;
+    for (int64_t c = 0; c < classes_; ++c) {
+      Out* to = image_ + c * out.stride_c + row * out.stride_h;
+      if (out.stride_w == 1 && !stream_) {
+        for (int64_t t = 0; t < count_; ++t) write<K>(tiles_[t], c, fy, to);
+        continue;
+      }
+      for (int64_t t = 0; t < count_; ++t) write<K>(tiles_[t], c, fy, line_);
+      if (out.stride_w == 1) {
+        stream_copy(to, line_, g_.out_width * (int64_t)sizeof(Out));
+      } else {
+        for (int64_t o = 0; o < g_.out_width; ++o) to[o * out.stride_w] = line_[o];
+      }
     }
-  }
-
-  Out* out_row(int64_t c, int64_t row) const {
-    return image_ + c * args_.output.stride_c + row * args_.output.stride_h;
   }
 
   template <int K>
-  FCN_NOINLINE void compute_row(const Block<T>& block, int64_t row, bool finite) {
-    const T fy = (T)g_.row_fraction[row];
+  void normalise(Tile& tile, T fy) {
     V s[K], log_s[K];
-    if (finite) {
-      const V needed = chains_.template seeds<K>(fy);
-      chains_.template sums<K>(s);
-      finite = chains_.template log_sums<K>(block, needed, s, log_s);
+    tile.direct = !tile.finite;
+    if (tile.finite) {
+      const V needed = tile.chains.template start_row<K>(0, fy, s);
+      for (int k = 0; k < K; ++k) log_s[k] = vlog(s[k]);
+      tile.direct = !tile.chains.template enough<K>(tile.block, needed, log_s);
     }
-    if (!finite) return direct_row<K>(block, row, fy);
-    for (int k = 0; k < K; ++k) s[k] = T(1) / s[k];
-    for (int64_t c = 0; c < classes_; ++c) {
-      V v[K];
-      if (args_.log) {
-        const V a = chains_.level(c, fy), d = chains_.slope(c, fy);
-        for (int k = 0; k < K; ++k) v[k] = (a + chains_.fraction[k] * d) - log_s[k];
-      } else {
-        V e = chains_.seed(c);
-        const V r = K > 1 ? chains_.ratio(c) : e;
-        for (int k = 0; k < K; ++k) {
-          v[k] = e * s[k];
+    for (int k = 0; tile.direct && k < K; ++k) {
+      V m = logit(tile, 0, k, fy);
+      for (int64_t c = 1; c < classes_; ++c) m = vmax(m, logit(tile, c, k, fy));
+      s[k] = V{};
+      for (int64_t c = 0; c < classes_; ++c) s[k] += vexp(logit(tile, c, k, fy) - m);
+      log_s[k] = log_of_sum<T>(s[k]);
+      tile.maximum[k] = m;
+    }
+    for (int k = 0; k < K; ++k) tile.scale[k] = args_.log ? log_s[k] : T(1) / s[k];
+  }
+
+  template <int K>
+  FCN_INLINE void write(const Tile& tile, int64_t c, T fy, Out* to) const {
+    V v[K];
+    if (tile.direct) {
+      for (int k = 0; k < K; ++k) {
+        const V z = logit(tile, c, k, fy) - tile.maximum[k];
+        v[k] = args_.log ? z - tile.scale[k] : vexp(z) * tile.scale[k];
+      }
+    } else if (args_.log) {
+      const V a = tile.chains.level(c, fy), d = tile.chains.slope(c, fy);
+      for (int k = 0; k < K; ++k) v[k] = (a + tile.chains.fraction[k] * d) - tile.scale[k];
+    } else {
+      const T* chain = tile.chains.row_chain(0) + c * 2 * L;
+      V e = load(chain);
+      v[0] = e * tile.scale[0];
+      if constexpr (K > 1) {
+        const V r = load(chain + L);
+        for (int k = 1; k < K; ++k) {
           e = e * r;
+          v[k] = e * tile.scale[k];
         }
       }
-      store_steps<T, K>(block, v, out_row(c, row), args_.output.stride_w);
     }
+    store_steps<T, K>(tile.block, v, to, 1);
   }
 
-  // Every pixel with its own maximum, from the input rows.
-  template <int K>
-  void direct_row(const Block<T>& block, int64_t row, T fy) {
-    V m[K], s[K], log_s[K];
-    for (int k = 0; k < K; ++k) {
-      m[k] = logit(block, 0, k, fy);
-      for (int64_t c = 1; c < classes_; ++c) m[k] = vmax(m[k], logit(block, c, k, fy));
-      s[k] = V{};
-      for (int64_t c = 0; c < classes_; ++c) s[k] += vexp(logit(block, c, k, fy) - m[k]);
-      log_s[k] = log_of_sum<T>(s[k]);
-    }
-    for (int64_t c = 0; c < classes_; ++c) {
-      V v[K];
-      for (int k = 0; k < K; ++k) {
-        const V z = logit(block, c, k, fy) - m[k];
-        v[k] = args_.log ? z - log_s[k] : vexp(z) / s[k];
-      }
-      store_steps<T, K>(block, v, out_row(c, row), args_.output.stride_w);
-    }
-  }
-
-  V logit(const Block<T>& block, int64_t c, int k, T fy) const {
-    return direct_logit<T>(rows_, block, c, chains_.fraction[k], fy);
+  V logit(const Tile& tile, int64_t c, int k, T fy) const {
+    return direct_logit<T>(rows_, tile.block, c, tile.chains.fraction[k], fy);
   }
 
   const SoftmaxArgs& args_;
@@ -105,8 +139,10 @@ class Softmax {
   const int64_t classes_;
   Arena arena_;
   InputRows<T> rows_;
-  Chains<T> chains_;
-  Out* image_;
+  Tile* tiles_;
+  Out *line_, *image_;
+  int64_t count_ = 0;
+  bool stream_;
 };
 
 }  // namespace
@@ -124,6 +160,7 @@ void softmax(const SoftmaxArgs& args, int64_t unit, void* scratch) {
     using Out = decltype(zero);
     Softmax<ArithmeticOf<Out>, Out>(args, scratch).run(unit);
   });
+  stream_fence();
 }
 
 }  // namespace FCN_ISA
