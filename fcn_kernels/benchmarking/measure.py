@@ -111,6 +111,15 @@ def interleaved(
     return {name: Timing.of(times) for name, times in samples.items()}
 
 
+def waited() -> float | None:
+    """Seconds that this process's threads were ready to run and had no processor, so far: other work disturbs us."""
+    try:
+        tasks = Path("/proc/self/task").iterdir()
+        return sum(int((task / "schedstat").read_text().split()[1]) for task in tasks) / 1e9
+    except (OSError, IndexError, ValueError):
+        return None
+
+
 def copy_bandwidth(megabytes: int = 256, seconds: float = 0.5) -> float:
     """Bytes per second, read and written, of a large copy by torch's threads: what a streaming operator can reach."""
     source = torch.ones(megabytes << 18)

@@ -20,6 +20,9 @@ class Report:
     timings: dict[tuple[str, str, str, str], Timing] = field(default_factory=dict)
     first_calls: dict[tuple[str, str], float] = field(default_factory=dict)  # seconds, compilation included
     peaks: dict[tuple[str, str], int] = field(default_factory=dict)
+    disturbance: dict[str, float] = field(
+        default_factory=dict
+    )  # workload -> share of time spent waiting for a processor
     disagreements: list[dict[str, str]] = field(default_factory=list)
     unavailable: list[dict[str, str]] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
@@ -92,6 +95,7 @@ class Report:
                     "milliseconds": timings,
                     "compile_seconds": {m: s for (name, m), s in self.first_calls.items() if name == job.name},
                     "peak_bytes": {m: p for (name, m), p in self.peaks.items() if name == job.name},
+                    "waited_for_a_processor": self.disturbance.get(job.name),
                     "goals": goals,
                 }
             )
@@ -216,6 +220,11 @@ def table(report: Report) -> str:
                 if d["inputs"] == inputs:
                     lines.append(f"    DISAGREES: {d['method']}: {d['text']}")
     lines += ["", _LEGEND, ""]
+    busy = max(report.disturbance.values(), default=0)
+    if busy > 0.05:
+        lines.append(
+            f"NOTE: other work took the processors for up to {100 * busy:.0f}% of the time: ratios are unreliable."
+        )
     for entry in report.unavailable:
         lines.append(f"not measured: {entry['workload']}, {entry['method']}: {entry['reason']}")
     lines += [f"FAILED: {text}" for text in report.failures]

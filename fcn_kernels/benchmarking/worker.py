@@ -2,7 +2,8 @@
 
 A malloc regime must be in the environment from the start, so `fcn-kernels bench` runs one such process per regime.
 Request: {"task": "time" | "memory", "threads", "seconds", "jobs": [{"workload", "methods": [...], "check": bool}]}.
-Events: {"event": "provenance" | "step" | "timing" | "peak" | "disagreement" | "unavailable" | "done", ...}.
+Events: {"event": "provenance" | "step" | "timing" | "disturbance" | "peak" | "disagreement" | "unavailable" | "done",
+...}; the last one says that nothing is missing.
 """
 
 from __future__ import annotations
@@ -68,7 +69,12 @@ def _time(job: Workload, names: list[str], check: bool, seconds: float) -> None:
     if not calls:
         return
     _emit("step", text=f"{job.name}: timing")
-    for key, timing in measure.interleaved(calls, seconds, minimum=3 if seconds < 3 else 5).items():
+    waited, start = measure.waited(), time.perf_counter()
+    timings = measure.interleaved(calls, seconds, minimum=3 if seconds < 3 else 5)
+    if waited is not None:
+        busy = (measure.waited() - waited) / (time.perf_counter() - start) / torch.get_num_threads()
+        _emit("disturbance", workload=job.name, share=busy)
+    for key, timing in timings.items():
         inputs, method, first = where[key]
         extra = {"first_call_s": first} if job.method(method).compiled else {}
         _emit("timing", workload=job.name, inputs=inputs, method=method, **timing.as_dict(), **extra)

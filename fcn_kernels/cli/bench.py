@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import subprocess
 import sys
@@ -14,12 +15,10 @@ from fcn_kernels.benchmarking import measure
 from fcn_kernels.benchmarking.report import JUDGED, Report, table
 from fcn_kernels.benchmarking.workloads import WORKLOADS, Workload, select
 
-SUMMARY = "compare the fused heads with eager PyTorch and torch.compile, on features of real photographs"
 _SECONDS = {"full": 6.0, "quick": 1.5}  # per workload; half of it in the default regime
 
 
-def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
-    parser = subparsers.add_parser("bench", help=SUMMARY, description=SUMMARY)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="a few workloads, in less than a minute")
     parser.add_argument("--only", metavar="NAME", help="only the workloads with NAME in their name (see --list)")
     parser.add_argument("--list", action="store_true", help="print the names of the workloads and stop")
@@ -32,8 +31,6 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
         metavar="FILE",
         help="write the results as JSON to FILE, or to standard output instead of the table",
     )
-    parser.set_defaults(run=run)
-    return parser
 
 
 class _Progress:
@@ -73,8 +70,9 @@ def _events(request: dict, regime: str) -> Iterator[dict]:
             text=True,
         )
         try:
-            process.stdin.write(json.dumps(request))
-            process.stdin.close()
+            with contextlib.suppress(BrokenPipeError):  # it died early: its exit code and last words follow
+                process.stdin.write(json.dumps(request))
+                process.stdin.close()
             for line in process.stdout:
                 event = json.loads(line)
                 finished |= event["event"] == "done"
@@ -107,6 +105,8 @@ def _collect(report: Report, events: Iterator[dict], regime: str, step: Callable
                     report.timings[key] = measure.Timing(**event)
                 case "peak":
                     report.peaks[event["workload"], event["method"]] = event["bytes"]
+                case "disturbance" if regime == JUDGED:
+                    report.disturbance[event["workload"]] = event["share"]
                 case "disagreement":
                     report.disagreements.append(event)
                 case "unavailable":

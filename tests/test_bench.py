@@ -1,0 +1,289 @@
+"""`fcn-kernels bench`: the instruments must be right before their readings are."""
+
+import argparse
+import dataclasses
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fcn_kernels.benchmarking import formulations, measure
+from fcn_kernels.benchmarking.agreement import Agreement
+from fcn_kernels.benchmarking.report import JUDGED, Report, table
+from fcn_kernels.benchmarking.workloads import WORKLOADS, Goal, Method, Workload, call_of, select, workload
+from fcn_kernels.cli import bench
+
+
+def arguments(*argv):
+    parser = argparse.ArgumentParser()
+    bench.add_arguments(parser)
+    return parser.parse_args(argv)
+
+
+# --- instruments ---
+
+
+def test_timing_is_a_median_with_quartiles():
+    timing = measure.Timing.of([0.001, 0.002, 0.003, 0.004, 0.100])
+    assert (timing.median, timing.low, timing.high, timing.samples) == pytest.approx((3, 2, 4, 5))
+    assert timing.spread == pytest.approx(1 / 3)
+
+
+def test_interleaved_alternates_and_tells_fast_from_slow():
+    order = []
+
+    def call(name, seconds):
+        order.append(name)
+        time.sleep(seconds)
+
+    timings = measure.interleaved({"a": lambda: call("a", 0.004), "b": lambda: call("b", 0.012)}, 0.2, minimum=4)
+    assert 4 <= timings["a"].median < timings["b"].median
+    assert min(t.samples for t in timings.values()) >= 4
+    timed = "".join(order[4:])
+    assert "ab" in timed
+    assert "ba" in timed
+
+
+def test_interleaved_batches_calls_of_microseconds():
+    timing = measure.interleaved({"nothing": lambda: None}, 0.02)["nothing"]
+    assert 0 < timing.median < 0.1
+
+
+@pytest.mark.skipif(not measure.can_measure_memory(), reason="no /proc/self/clear_refs")
+def test_peak_memory_of_known_allocations():
+    known = {
+        "torch.ones(16 << 20)": 64,  # kept
+        "torch.ones(16 << 20).sum()": 64,  # gone when the call returns
+        "[torch.ones(4 << 20).sum() for _ in range(8)]": 16,  # one after the other
+        "torch.ones(4)": 0,
+    }
+    code = "import torch; from fcn_kernels.benchmarking import measure; torch.ones(1 << 20).sum()\n"
+    code += "\n".join(f"print(measure.peak_of(lambda: {expression}))" for expression in known)
+    run = [sys.executable, "-c", code]
+    output = subprocess.run(run, env=measure.environment("exact", 1), capture_output=True, text=True, check=True)
+    for peak, megabytes in zip(output.stdout.split(), known.values(), strict=True):
+        assert abs(int(peak) / 2**20 - megabytes) < 1.5
+
+
+def test_regimes_reach_the_environment_alone(monkeypatch):
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
+    assert measure.environment("recycling", 3).items() >= {"MALLOC_MMAP_MAX_": "0", "OMP_NUM_THREADS": "3"}.items()
+    assert not [key for key in measure.environment("default", None) if key.startswith("MALLOC_")]
+
+
+# --- rivals and inputs ---
+
+
+@pytest.mark.parametrize("stride", [2, 4, 8])
+@pytest.mark.parametrize("offset", [0, 1, 5])
+def test_formulations_are_the_cropped_deconvolution(stride, offset):
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 11, 7, dtype=torch.double)
+    filters = formulations.bilinear_filters(3, stride, x)
+    dense = torch.zeros(3, 3, 2 * stride, 2 * stride, dtype=torch.double)
+    dense[range(3), range(3)] = filters[:, 0]
+    full = F.conv_transpose2d(x, dense, stride=stride)
+    size = full.shape[2] - offset - 1, full.shape[3] - offset - 2
+    expected = full[..., offset : offset + size[0], offset : offset + size[1]]
+    torch.testing.assert_close(formulations.padded_interpolate(x, stride, offset, size), expected)
+    torch.testing.assert_close(formulations.depthwise_deconvolution(x, filters, offset, size), expected)
+
+
+def test_photographs_need_no_download_and_give_smooth_scores():
+    skimage = pytest.importorskip("skimage")
+    from fcn_kernels.benchmarking import photographs
+
+    assert photographs.photographs(len(photographs.NAMES) + 1, (64, 96)).shape[1:] == (3, 64, 96)
+    assert skimage.__version__
+    x = photographs.head_scores(1, 21, (512, 512), 8)
+    assert x.shape == (1, 21, 64, 64)
+    assert x.std().item() == pytest.approx(4, rel=1e-3)
+    assert (x[..., 1:] - x[..., :-1]).abs().mean() < 0.5 * (x[..., 8:] - x[..., :-8]).abs().mean()
+    assert x.argmax(1).unique().numel() > 5
+    assert [s.shape[2] for s in photographs.fcn8s_scores(1, 3)] == [16, 44, 88]
+
+
+def test_the_goals_are_all_there():
+    goals = {(job.name, goal.inputs, goal.measure): goal.value for job in WORKLOADS for goal in job.goals}
+    for name, value in {
+        "upsample_cross_entropy-c21-64x64-512x512": 25,
+        "upsample_cross_entropy-c150-64x64-512x512": 50,
+        "upsample_cross_entropy-c150-128x128-512x512": 20,
+        "upsample_cross_entropy-c19-128x256-1024x2048-bfloat16": 20,
+    }.items():
+        assert goals[name, "photograph", "speed-up"] == goals[name, "random", "speed-up"] == value
+        assert goals[name, "hot", "time"] == 1.3
+    for name, random, smooth in (("c21-64x64-512x512", 12, 30), ("c150-128x128-512x512", 10, 30)):
+        assert goals[f"upsample_argmax-{name}", "random", "speed-up"] == random
+        assert goals[f"upsample_argmax-{name}", "photograph", "speed-up"] == smooth
+    assert goals["upsample_softmax-c21-64x64-512x512", "random", "speed-up"] == 6
+    assert goals["upsample_softmax-c150-128x128-512x512", "random", "speed-up"] == 5
+    for name in ("upsample_add-1x512x70x70", "upsample_add-24x21x70x70"):
+        assert (goals[name, "random", "speed-up"], goals[name, "random", "time"]) == (2, 1.15)
+    assert goals["fcn8s_head-cross_entropy", "photograph", "speed-up"] == 20
+    assert goals["upsample_cross_entropy-c150-128x128-512x512-n8", "random", "memory"] == 3 * 78_643_200 + 8_000_000
+    assert len({job.name for job in WORKLOADS}) == len(WORKLOADS)
+
+
+# --- agreement ---
+
+
+def toy(fused, **changes):
+    """A workload of the size of a stamp: cross-entropy or, without `backward`, argmax."""
+    torch.manual_seed(0)
+    x, target = torch.randn(1, 5, 4, 4), torch.randint(5, (1, 16, 16))
+
+    def plain(x, target):
+        return F.cross_entropy(formulations.interpolate(x, (16, 16)), target)
+
+    def make(kind):
+        return {"x": x.clone().requires_grad_(), "target": target}
+
+    methods = (Method("fused", "fused", fused), Method("eager", "rival", plain))
+    return Workload(**{"name": "toy", "operator": "toy", "title": "toy", "make": make, "methods": methods} | changes)
+
+
+def complaints(job):
+    tensors = job.make("random")
+    fused = job.method("fused")
+    return Agreement(job, tensors).complaints(fused, call_of(fused, tensors)())
+
+
+def test_agreement_accepts_the_operator_and_refuses_small_errors():
+    def right(x, target):
+        return F.cross_entropy(formulations.interpolate(x.double(), (16, 16)), target).float()
+
+    assert complaints(toy(right)) == []
+    assert any("loss is off by" in c for c in complaints(toy(lambda x, target: right(x, target) * 1.0001)))
+    found = complaints(toy(lambda x, target: right(x, target).detach() + 1e-3 * (x - x.detach()).sum()))
+    assert found
+    assert all("gradient of x is off by" in c for c in found)
+    assert "nan" in complaints(toy(lambda x, target: right(x, target) * float("nan")))[0]
+
+
+def test_agreement_of_labels_has_a_tie_band_and_no_more():
+    job = workload("upsample_argmax-c21-64x64-512x512")
+    x = torch.randn(1, 3, 4, 4)
+    x[0, 1] = x[0, 0]  # ties everywhere
+    plain = dataclasses.replace(
+        job, make=lambda kind: {"x": x}, logits=lambda x: formulations.interpolate(x, (512, 512))
+    )
+    check = Agreement(plain, {"x": x})
+    fused = plain.method("fused")
+    right = check.reference["result"]
+    swapped = torch.where(right == 0, 1, right)
+    assert check.complaints(fused, {"result": right}) == []
+    assert check.complaints(fused, {"result": swapped}) == []
+    wrong = right.clone()
+    wrong[0, :2, 0] = (right[0, :2, 0].clamp_min(1) + 1) % 3
+    assert "2 labels are wrong" in check.complaints(fused, {"result": wrong})[0]
+
+
+@pytest.mark.parametrize("name", ["fcn8s_head-cross_entropy", "fcn8s_head-argmax", "fcn8s_head-softmax"])
+def test_every_formulation_of_the_fcn8s_head_agrees(name):
+    job = workload(name)
+    tensors = job.make("random")
+    check = Agreement(job, tensors)
+    for method in job.methods:
+        if not method.compiled:
+            assert check.complaints(method, call_of(method, tensors)()) == [], method.name
+
+
+# --- the command ---
+
+
+def test_select_by_name():
+    assert [job.name for job in select("fcn8s_head-arg")] == ["fcn8s_head-argmax"]
+    assert 2 <= len(select(None, quick=True)) < len(select(None)) == len(WORKLOADS)
+    with pytest.raises(ValueError, match="no workload's name contains 'nothing'"):
+        select("nothing")
+
+
+def test_bad_arguments_end_with_a_sentence(capsys):
+    assert bench.run(arguments("--only", "nothing")) == 2
+    assert bench.run(arguments("--threads", "0")) == 2
+    error = capsys.readouterr().err
+    assert "no workload's name contains 'nothing'" in error
+    assert "--threads must be at least 1, not 0" in error
+
+
+def test_the_command_measures_and_writes_json(monkeypatch, capsys, tmp_path):
+    monkeypatch.setitem(bench._SECONDS, "full", 0.2)
+    path = tmp_path / "results.json"
+    code = bench.run(arguments("--only", "upsample_add-24x21", "--no-compile", "--threads", "1", "--json", str(path)))
+    printed = capsys.readouterr()
+    assert code == 0, printed.out
+    assert printed.err == ""  # no progress bar where nobody looks
+    assert "all methods agree" in printed.out
+    results = json.loads(path.read_text())
+    assert results["provenance"]["threads"] == 1
+    assert {"processor", "torch", "instruction_set", "commit", "malloc"} <= results["provenance"].keys()
+    (found,) = results["workloads"]
+    assert {"fused", "eager", "y + skip"} <= found["milliseconds"][JUDGED]["random"].keys()
+    assert {"fused", "eager"} <= found["milliseconds"]["default"]["random"].keys()
+    assert all(goal["measured"] > 0 for goal in found["goals"])
+    if measure.can_measure_memory():
+        written = 24 * 21 * 70 * 70 * 4
+        assert found["peak_bytes"]["fused"] >= 0.95 * written
+
+
+def fake_events(disagree=False):
+    def events(request, regime):
+        yield {"event": "provenance", **measure.provenance()}
+        for job in request["jobs"]:
+            for method, ms in (("fused", 1.0), ("eager", 30.0)):
+                timing = {"median": ms, "low": 0.9 * ms, "high": 1.1 * ms, "samples": 9}
+                if request["task"] == "time":
+                    yield {
+                        "event": "timing",
+                        "workload": job["workload"],
+                        "inputs": "random",
+                        "method": method,
+                        **timing,
+                    }
+        if disagree and regime == JUDGED:
+            where = {"workload": request["jobs"][0]["workload"], "inputs": "random", "method": "fused"}
+            yield {"event": "disagreement", **where, "text": "loss is off by 1, the budget is 0"}
+        yield {"event": "done"}
+
+    return events
+
+
+def test_the_table_judges_the_goals(monkeypatch, capsys):
+    monkeypatch.setattr(bench, "_events", fake_events())
+    assert bench.run(arguments("--only", "upsample_argmax-c21")) == 0
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if line.split()[:1] == ["random"]]
+    assert "30.0x" in row
+    assert "goal 12.0x: reached" in row
+
+
+def test_a_disagreement_fails_the_command(monkeypatch, capsys):
+    monkeypatch.setattr(bench, "_events", fake_events(disagree=True))
+    assert bench.run(arguments("--only", "upsample_argmax-c21")) == 1
+    assert "DISAGREES: fused: loss is off by 1" in capsys.readouterr().out
+
+
+def test_a_process_that_dies_fails_the_command(monkeypatch, capsys):
+    monkeypatch.setattr(measure, "environment", lambda regime, threads: {"PATH": "", "PYTHONPATH": "/nowhere"})
+    monkeypatch.setattr(bench.sys, "executable", "/bin/false")
+    assert bench.run(arguments("--only", "upsample_argmax-c21")) == 1
+    assert (
+        "FAILED: recycling malloc, at the start: the measuring process ended with exit code 1"
+        in capsys.readouterr().out
+    )
+
+
+def test_goals_of_time_and_memory():
+    goals = (Goal("time", 1.3, "hot", "random"), Goal("memory", 100, "random"))
+    job = toy(lambda x, target: x, inputs=("random", "hot"), goals=goals)
+    report = Report([job])
+    assert [report.reached(job, goal) for goal in goals] == [None, None]
+    for inputs, ms in (("random", 1.0), ("hot", 1.5)):
+        report.timings[job.name, JUDGED, inputs, "fused"] = measure.Timing(ms, ms, ms, 5)
+    report.peaks[job.name, "fused"] = 99
+    assert [report.reached(job, goal) for goal in goals] == [False, True]
+    assert "1.50x the time of random, at most 1.3: above" in table(report)
