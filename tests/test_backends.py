@@ -1,0 +1,170 @@
+"""The backend table, use_backend, and the command line that reports them."""
+
+import importlib
+import json
+
+import pytest
+import torch
+
+import fcn_kernels
+from fcn_kernels import backends, cli, reference, use_backend
+from fcn_kernels.backends import triton as triton_backend
+
+SAMPLING = fcn_kernels.Sampling.transposed_conv((4, 5), 2)
+
+
+def forward_and_backward():
+    x = torch.linspace(-1, 1, 40, requires_grad=True).reshape(1, 2, 4, 5)
+    y = fcn_kernels.upsample(x, SAMPLING)
+    (gradient,) = torch.autograd.grad(y.square().sum(), x)
+    return y, gradient
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The names of the reference functions that were called."""
+    names = []
+    for op in backends.operators():
+        original = getattr(reference, op)
+
+        def spy(*args, _op=op, _original=original, **kwargs):
+            names.append(_op)
+            return _original(*args, **kwargs)
+
+        monkeypatch.setattr(reference, op, spy)
+    return names
+
+
+def test_every_operator_has_a_reference():
+    assert "upsample_cross_entropy" in backends.operators()
+    missing = [op for op in backends.operators() if not hasattr(reference, op)]
+    assert not missing
+
+
+def test_unknown_name():
+    message = "use_backend: 'gpu' is none of the backends reference, cpu, cuda, triton"
+    with pytest.raises(ValueError, match=message), use_backend("gpu"):
+        pass
+
+
+def test_reference_serves_forward_and_backward(calls):
+    with use_backend("reference"):
+        y, gradient = forward_and_backward()
+    assert calls == ["upsample", "upsample_backward"]
+    expected, expected_gradient = forward_and_backward()
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(gradient, expected_gradient)
+
+
+def test_outside_the_context_the_table_decides_again(calls):
+    with use_backend("reference"):
+        forward_and_backward()
+    calls.clear()
+    forward_and_backward()
+    assert not calls  # the dispatcher holds the functions themselves, not the names that the spies replaced
+
+
+@pytest.mark.skipif(backends.active("upsample", "cpu") != "cpu", reason="there is no C++ kernel")
+def test_the_innermost_context_decides(calls):
+    with use_backend("reference"), use_backend("cpu"):
+        forward_and_backward()
+    assert not calls
+    with use_backend("cpu"), use_backend("reference"):
+        forward_and_backward()
+    assert calls == ["upsample", "upsample_backward"]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("cuda", "it reads CUDA tensors only"), ("triton", "it reads CPU tensors only in its interpreter")],
+)
+def test_a_backend_that_cannot_serve_says_why(name, reason, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with use_backend(name), pytest.raises(RuntimeError, match=f"{name}.*upsample on cpu tensors: {reason}"):
+        fcn_kernels.upsample(torch.zeros(1, 1, 4, 5), SAMPLING)
+
+
+def test_other_operators_pass():
+    with use_backend("cuda"):
+        assert torch.ones(3).sum() == 3
+
+
+def test_fake_tensors_pass():
+    from torch._subclasses import FakeTensorMode
+
+    with FakeTensorMode(), use_backend("cuda"):
+        assert fcn_kernels.upsample(torch.empty(1, 1, 4, 5), SAMPLING).shape == (1, 1, *SAMPLING.output_size)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda", "xpu", "mps"])
+@pytest.mark.parametrize("dtype", backends.DTYPES, ids=str)
+def test_every_operator_is_served_everywhere(device, dtype):
+    for op in backends.operators():
+        found = backends.candidates(op, device, dtype)
+        assert sorted(c.backend for c in found) == sorted(backends.BACKENDS)
+        assert all(c.reason is None or len(c.reason) > 5 for c in found)
+        assert backends.active(op, device, dtype) is not None
+
+
+def test_the_table_agrees_with_the_dispatcher():
+    for op in backends.operators():
+        for device in ("cpu", "cuda", "xpu"):
+            has = torch._C._dispatch_has_kernel_for_dispatch_key(f"fcn_kernels::{op}", device.upper())
+            assert has == (backends.active(op, device) != "reference"), (op, device)
+
+
+def test_triton_kernels_are_operators():
+    pytest.importorskip("triton")
+    assert set(triton_backend.KERNELS) <= set(backends.operators())
+    for op, module in triton_backend.KERNELS.items():
+        assert callable(getattr(importlib.import_module(f"{triton_backend.__name__}.{module}"), op))
+
+
+def test_backward_of():
+    assert backends.backward_of("upsample") == "upsample_backward"
+    assert backends.backward_of("upsample_add") == "upsample_backward"
+    assert backends.backward_of("upsample_argmax") is None
+
+
+def test_info_prints_tables(capsys, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert cli.main(["info"]) == 0
+    text = capsys.readouterr().out
+    assert torch.__version__ in text
+    for op in backends.operators():
+        if not op.endswith("_backward"):
+            assert op in text
+    assert "cpu         available" in text
+    assert "interpreter (TRITON_INTERPRET=1)" in text or "triton is not installed" in text
+
+
+def test_info_json_is_complete(capsys):
+    assert cli.main(["info", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert {d["device"] for d in facts["devices"]} == {"cpu", "cuda", "xpu"}
+    rows = {(r["operator"], r["direction"], r["device"], r["dtype"]): r for r in facts["operators"]}
+    forward = [op for op in backends.operators() if not op.endswith("_backward")]
+    assert len(rows) == len(forward) * 2 * 3 * len(backends.DTYPES)
+    row = rows["upsample_add", "backward", "cpu", "bfloat16"]
+    assert row["kernel"] == "upsample_backward"
+    assert row["active"] == backends.active("upsample_backward", "cpu", torch.bfloat16)
+    assert row["unable"]["cuda"] == "it reads CUDA tensors only"
+
+
+@pytest.mark.parametrize("arguments", [[], ["no-such-command"], ["info", "--no-such-option"]])
+def test_wrong_arguments_exit_with_2(arguments, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(arguments)
+    assert exit_.value.code == 2
+    assert "usage: fcn-kernels" in capsys.readouterr().err
+
+
+def test_commands_load_only_what_they_need():
+    import subprocess
+    import sys
+
+    program = (
+        "import sys; from fcn_kernels.cli import main; main(['info']); print('fcn_kernels.cli.bench' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
