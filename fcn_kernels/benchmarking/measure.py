@@ -1,9 +1,8 @@
-"""How things are measured: interleaved rounds, medians with their spread, peak memory from the kernel's own counter."""
+"""How time is measured: interleaved rounds, medians with their spread, malloc regimes; and what a number comes with."""
 
 from __future__ import annotations
 
 import gc
-import multiprocessing
 import os
 import platform
 import statistics
@@ -64,7 +63,6 @@ def interleaved(
     calls: Mapping[str, Callable[[], object]],
     seconds: float,
     minimum: int = 5,
-    progress: Callable[[], None] = lambda: None,
 ) -> dict[str, Timing]:
     """Times all calls in turns, so that a slow phase of the machine falls on all of them, for about `seconds` in all.
 
@@ -74,11 +72,9 @@ def interleaved(
     samples: dict[str, list[float]] = {name: [] for name in calls}
     estimate = {}
     for name, call in calls.items():  # warm-up
-        call()
         start = time.perf_counter()
         call()
         estimate[name] = time.perf_counter() - start
-        progress()
     slowest = max(estimate.values())
     repeats = {name: max(1, min(10, int(0.1 * slowest / own))) for name, own in estimate.items()}
     batch = {name: max(1, int(2e-4 / own)) for name, own in estimate.items()}  # microseconds are not timed one by one
@@ -104,7 +100,6 @@ def interleaved(
                     elapsed = time.perf_counter() - start
                     samples[name].append(elapsed / count)
                     spent[name] += elapsed
-                progress()
     finally:
         if enabled:
             gc.enable()
@@ -126,69 +121,6 @@ def copy_bandwidth(megabytes: int = 256, seconds: float = 0.5) -> float:
     target = torch.empty_like(source)
     timing = interleaved({"copy": lambda: target.copy_(source)}, seconds)["copy"]
     return 2 * source.nbytes / (timing.median / 1e3)
-
-
-# --- memory ---
-
-
-def _status(field: str) -> int:  # bytes
-    with open("/proc/self/status") as status:
-        for line in status:
-            if line.startswith(field + ":"):
-                return 1024 * int(line.split()[1])
-    raise RuntimeError(f"/proc/self/status has no {field}")
-
-
-def available_memory() -> int:  # bytes
-    with open("/proc/meminfo") as info:
-        return next(1024 * int(line.split()[1]) for line in info if line.startswith("MemAvailable:"))
-
-
-def can_measure_memory() -> bool:
-    return os.access("/proc/self/clear_refs", os.W_OK)
-
-
-def peak_of(call: Callable[[], object]) -> int:
-    """Bytes by which the resident size rises at most during `call`, whose result is kept alive.
-
-    Meaningful in the "exact" regime and in a process that has not run `call` before.
-    """
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark falls to the present resident size
-    before = _status("VmRSS")
-    result = call()
-    peak = _status("VmHWM") - before
-    del result
-    return max(peak, 0)
-
-
-def _in_child(connection, function, arguments) -> None:
-    try:
-        connection.send((True, function(*arguments)))
-    except Exception as error:
-        connection.send((False, f"{type(error).__name__}: {error}"))
-
-
-def in_fresh_process(function: Callable, *arguments: object) -> object:
-    """`function(*arguments)` in a process that has computed nothing yet, forked from one that has imported torch."""
-    context = multiprocessing.get_context(
-        "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else None
-    )
-    if context.get_start_method() == "forkserver":
-        context.set_forkserver_preload([function.__module__])
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_in_child, args=(sender, function, arguments))
-    process.start()
-    sender.close()
-    try:
-        good, value = receiver.recv()
-    except EOFError:
-        process.join()
-        raise RuntimeError(f"the measuring process ended with exit code {process.exitcode}") from None
-    process.join()
-    if not good:
-        raise RuntimeError(value)
-    return value
 
 
 # --- provenance ---

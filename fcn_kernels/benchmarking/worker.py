@@ -14,7 +14,7 @@ import time
 
 import torch
 
-from fcn_kernels.benchmarking import formulations, measure
+from fcn_kernels.benchmarking import measure, memory
 from fcn_kernels.benchmarking.agreement import Agreement
 from fcn_kernels.benchmarking.workloads import Method, Workload, call_of, workload
 
@@ -80,35 +80,14 @@ def _time(job: Workload, names: list[str], check: bool, seconds: float) -> None:
         _emit("timing", workload=job.name, inputs=inputs, method=method, **timing.as_dict(), **extra)
 
 
-def peak_memory(name: str, method_name: str, threads: int | None) -> int:
-    """Bytes that one call of a method takes at most beyond its inputs, in a process that has not run it before."""
-    if threads is not None:
-        torch.set_num_threads(threads)
-    job = workload(name)
-    method = job.method(method_name)
-    tensors = job.make(job.inputs[0])
-    # Threads, libraries and autograd are started by a small job that has nothing to do with the measured one.
-    a = torch.rand(1, 3, 64, 64, requires_grad=True)
-    loss = formulations.cross_entropy(
-        formulations.interpolate(a, (128, 128)), torch.zeros(1, 128, 128, dtype=torch.long)
-    )
-    loss.backward()
-    call = call_of(method, tensors)
-    if method.compiled:
-        call()  # the compiler's own memory is not meant
-        for t in tensors.values():
-            t.grad = None
-    return measure.peak_of(call)
-
-
 def _memory(job: Workload, names: list[str], threads: int | None) -> None:
     for name in names:
         _emit("step", text=f"{job.name}: memory of {name}")
-        if name != "fused" and measure.available_memory() < 4 * job.full:
+        if name != "fused" and memory.available() < 4 * job.full:
             _emit("unavailable", workload=job.name, method=name, reason=f"it would need {3 * job.full / 1e9:.1f} GB")
             continue
         try:
-            peak = measure.in_fresh_process(peak_memory, job.name, name, threads)
+            peak = memory.in_fresh_process(memory.peak_memory, job.name, name, threads)
         except RuntimeError as error:
             _emit("unavailable", workload=job.name, method=name, reason=str(error).splitlines()[0][:200])
             continue

@@ -156,7 +156,7 @@ def _cross_entropy(
         goals += [Goal("time", 1.3, "hot", against="random")]
     if memory:
         goals.append(Goal("memory", memory, "random"))
-    suffix = ("" if batch == 1 else f"-n{batch}") + ("" if dtype == torch.float32 else f"-{str(dtype)[6:]}")
+    suffix = ("" if batch == 1 else f"-batch{batch}") + ("" if dtype == torch.float32 else f"-{str(dtype)[6:]}")
     name, title = _named("upsample_cross_entropy", classes, small, large)
     itemsize = torch.finfo(dtype).bits // 8
     return Workload(
