@@ -77,6 +77,8 @@ def check_window(
         oy, ox = offset
     except (TypeError, ValueError):
         raise ValueError(f"{op}: {name}_offset must be a pair (y, x), got {offset!r}") from None
+    check_index(op, f"{name}_offset", oy)
+    check_index(op, f"{name}_offset", ox)
     n, c, height, width = t.shape
     if n != x.shape[0] or c != channels:
         raise ValueError(

@@ -214,9 +214,11 @@ def _integer(name: str, what: str, value: int) -> int:
     if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
         return value
     try:
-        return operator.index(value)  # numpy integers, 0-d integer tensors
+        if not isinstance(value, bool):
+            return operator.index(value)  # numpy integers, 0-d integer tensors
     except TypeError:
-        raise TypeError(f"{name}: {what} must be an int or a pair of ints, got {value!r}") from None
+        pass
+    raise TypeError(f"{name}: {what} must be an int or a pair of ints, got {value!r}")
 
 
 def _positive(name: str, **values: int) -> None:

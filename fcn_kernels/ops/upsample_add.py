@@ -94,6 +94,4 @@ def upsample_add(
     check_same_device(op, x, skip=skip)
     encoded = encode_sampling(op, x, sampling)
     offset = check_window(op, "skip", skip, x, x.shape[1], skip_offset, (encoded[1], encoded[6]))
-    if skip_scale != 1.0:
-        skip_scale = check_scale(op, "skip_scale", skip_scale)
-    return _upsample_add(x, skip, encoded, offset, skip_scale)
+    return _upsample_add(x, skip, encoded, offset, check_scale(op, "skip_scale", skip_scale))

@@ -1,0 +1,65 @@
+"""One test body for all backends: a test that asks for `backend` runs once on each that serves its operator here.
+
+`any_backend` includes Triton's interpreter, which takes about 20 ms a program: for tiny images. A test module names its operator in OPERATOR. Backends that cannot run on this machine are not collected;
+`fcn-kernels info` says why.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before triton is imported: its kernels then run on CPU tensors
+
+import fcn_kernels
+from fcn_kernels import backends
+
+
+class Backend(NamedTuple):
+    """A backend that is in use while the test runs, and the device of its tensors."""
+
+    name: str
+    device: str
+
+    @property
+    def interpreted(self) -> bool:
+        return self.name == "triton" and self.device == "cpu"
+
+
+def _serving(op: str) -> list[Backend]:
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    names = [op] if backends.backward_of(op) is None else [op, backends.backward_of(op)]
+    found = []
+    for device in devices:
+        common = [{c.backend for c in backends.candidates(n, device) if c.reason is None} for n in names]
+        found += [Backend(name, device) for name in backends.BACKENDS if all(name in s for s in common)]
+    return found
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    for fixture in {"backend", "any_backend"} & set(metafunc.fixturenames):
+        serving = [b for b in _serving(metafunc.module.OPERATOR) if fixture == "any_backend" or not b.interpreted]
+        ids = [b.name if b.device == "cpu" else f"{b.name}-{b.device}" for b in serving]
+        metafunc.parametrize(fixture, serving, ids=ids, indirect=True)
+
+
+@pytest.fixture
+def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    with fcn_kernels.use_backend(request.param.name):
+        yield request.param
+
+
+@pytest.fixture
+def any_backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    with fcn_kernels.use_backend(request.param.name):
+        yield request.param
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
