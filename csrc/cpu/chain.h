@@ -53,13 +53,14 @@ class Chains {
   FCN_NOINLINE bool start_tile(const InputRows<T>& rows, const Block<T>& block) {
     const V m = vmax(vmax(block.load_left(rows.top_maximum), block.load_right(rows.top_maximum)),
                      vmax(block.load_left(rows.bottom_maximum), block.load_right(rows.bottom_maximum)));
-    V check{};
+    V check{}, least{};
     for (int64_t c = 0; c < classes_; ++c) {
       const T *top = rows.top + c * rows.pitch, *bottom = rows.bottom + c * rows.pitch;
       const V tl = block.load_left(top) - m, tr = block.load_right(top) - m;
       const V bl = block.load_left(bottom) - m, br = block.load_right(bottom) - m;
       const V d = tr - tl, da = bl - tl, dd = (br - bl) - d;
       check += (tl + d + da + dd) * T(0);
+      least = vmin(vmin(vmin(tl, tr), vmin(bl, br)), least);
       T* p = corners_ + c * 4 * L;
       store(p, tl);
       store(p + L, d);
@@ -67,6 +68,7 @@ class Chains {
       store(p + 3 * L, dd);
     }
     maximum = m;
+    bounded_ = !any(!(least > -kSpan));
     for (int k = 0; k < kMaxSteps; ++k) fraction[k] = block.fraction + T(k) * step_;
     return !any(check != V{});
   }
@@ -75,18 +77,23 @@ class Chains {
   // Returns the bound that the smallest log S_k must reach: log C + kLowest + rise - log tolerance, rise the steepest
   // rise of a class that starts below the smallest normal number.
   template <int K>
-  FCN_NOINLINE V start_row(int slot, T fy, V* s) {
+  V start_row(int slot, T fy, V* s) {
+    return bounded_ ? start_row_as<K, true>(slot, fy, s) : start_row_as<K, false>(slot, fy, s);
+  }
+
+  template <int K, bool bounded>
+  FCN_NOINLINE V start_row_as(int slot, T fy, V* s) {
     T* chain = row_chain(slot);
     V rise{}, sum[K];
     for (int k = 0; k < K; ++k) sum[k] = V{};
     for (int64_t c = 0; c < classes_; ++c) {
       const V a = level(c, fy), d = slope(c, fy), start = a + fraction[0] * d;
-      V e = vexp(start);
+      V e = bounded ? vexp_within(start) : vexp(start);
       store(chain + c * 2 * L, e);
-      rise = start < ChainLimits<T>::kLowest ? vmax(rise, d) : rise;
+      if (!bounded) rise = start < ChainLimits<T>::kLowest ? vmax(rise, d) : rise;
       sum[0] += e;
       if constexpr (K > 1) {
-        const V r = vexp(d * step_);
+        const V r = bounded ? vexp_within(d * step_) : vexp(d * step_);
         store(chain + (c * 2 + 1) * L, r);
         for (int k = 1; k < K; ++k) {
           e = e * r;
@@ -131,6 +138,9 @@ class Chains {
   V maximum, fraction[kMaxSteps];
 
  private:
+  // Where no corner is further below the tile's maximum, no exponential needs clamping and no chain starts too low.
+  static constexpr T kSpan = -ChainLimits<T>::kLowest - 1;
+  bool bounded_;
   const int64_t classes_;
   const T step_;
   const V log_classes_;

@@ -4,7 +4,7 @@ namespace fcn {
 
 namespace {
 // Enough units to balance many threads, few enough that their side rows stay a small part of the input.
-constexpr int64_t kWantedUnits = 128;
+constexpr int64_t kWantedUnits = 48;
 
 
 double fraction(const Axis& axis, int64_t o) {

@@ -18,10 +18,9 @@ struct ExpLimits<double> {
   static constexpr double lowest = -708.3, highest = 709.0;
 };
 
-// exp(x) for x clamped to ExpLimits: x = n log 2 + r, |r| <= log(2) / 2, exp(x) = 2^n exp(r). NaN stays NaN.
-FCN_INLINE Vec<float> vexp(Vec<float> x) {
+// exp(x) for x within ExpLimits: x = n log 2 + r, |r| <= log(2) / 2, exp(x) = 2^n exp(r). NaN stays NaN.
+FCN_INLINE Vec<float> vexp_within(Vec<float> x) {
   using V = Vec<float>;
-  x = vmin(broadcast(ExpLimits<float>::highest), vmax(broadcast(ExpLimits<float>::lowest), x));
   // Adding 1.5 * 2^23 + 127 leaves round(x / log 2) + 127, the biased exponent, in the low bits.
   const float magic = 12582912.0f + 127.0f;
   const V shifted = x * 1.44269504088896341f + magic;
@@ -33,12 +32,15 @@ FCN_INLINE Vec<float> vexp(Vec<float> x) {
   q = q * r + 1.6666520106e-1f;
   q = q * r + 4.9999993412e-1f;
   const V p = (q * (r * r) + r) + 1.0f;
+#if defined(__AVX512F__)
+  return _mm512_scalef_ps(p, n);
+#else
   return p * (V)((IntVec<float>)shifted << 23);
+#endif
 }
 
-FCN_INLINE Vec<double> vexp(Vec<double> x) {
+FCN_INLINE Vec<double> vexp_within(Vec<double> x) {
   using V = Vec<double>;
-  x = vmin(broadcast(ExpLimits<double>::highest), vmax(broadcast(ExpLimits<double>::lowest), x));
   const double magic = 6755399441055744.0 + 1023.0;
   const V shifted = x * 1.4426950408889634 + magic;
   const V n = shifted - magic;
@@ -55,6 +57,14 @@ FCN_INLINE Vec<double> vexp(Vec<double> x) {
   q = q * r + 0.5000000000000011;
   const V p = (q * (r * r) + r) + 1.0;
   return p * (V)((IntVec<double>)shifted << 52);
+}
+
+// exp(x) for any x, clamped to ExpLimits.
+FCN_INLINE Vec<float> vexp(Vec<float> x) {
+  return vexp_within(vmin(broadcast(ExpLimits<float>::highest), vmax(broadcast(ExpLimits<float>::lowest), x)));
+}
+FCN_INLINE Vec<double> vexp(Vec<double> x) {
+  return vexp_within(vmin(broadcast(ExpLimits<double>::highest), vmax(broadcast(ExpLimits<double>::lowest), x)));
 }
 
 // log(x) for positive normal x: x = 2^n m, m in [sqrt(1/2), sqrt(2)), s = (m-1)/(m+1), log m = 2s + s^3 R(s^2).

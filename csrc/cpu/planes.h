@@ -67,15 +67,6 @@ struct PlaneBlock : Block<T> {
   }
 };
 
-template <typename T>
-inline int64_t make_blocks(const Geometry& g, PlaneBlock<T>* blocks) {
-  int64_t count = 0;
-  for (int64_t s = 0; s < g.columns.count && g.columns.length[s] > 0; s += kLanes<T>) {
-    blocks[count++] = PlaneBlock<T>(g, s);
-  }
-  return count;
-}
-
 // a (1 - f) + b f; a row of weight zero is not read.
 template <typename T>
 FCN_INLINE void blend_rows(const T* FCN_RESTRICT a, const T* FCN_RESTRICT b, T f, int64_t count, T* FCN_RESTRICT out) {

@@ -95,6 +95,16 @@ struct Block {
   }
 };
 
+// The blocks of a row, those of padding only left out; returns their number.
+template <typename AnyBlock>
+inline int64_t make_blocks(const Geometry& g, AnyBlock* blocks) {
+  int64_t count = 0;
+  for (int64_t s = 0; s < g.columns.count && g.columns.length[s] > 0; s += AnyBlock::L) {
+    new (blocks + count++) AnyBlock(g, s);
+  }
+  return count;
+}
+
 // The two input rows that a band reads, all classes, converted and padded: [classes][pitch] each, and their maximum
 // over the classes. Rows stay for the next band.
 template <typename T>

@@ -25,6 +25,7 @@ class Upsample {
     } else {
       blocks_ = arena_.take<PlaneBlock<T>>(g_.columns.count / L);
       blend_ = arena_.take<T>(padded_width(g_.in_width));
+      line_ = arena_.take<In>(g_.out_width);
       Arena counting = arena_;
       const Image plane = plane_of(args.x, 0, 0, 0);
       InputRows<T>(plane, g_, counting);
@@ -40,7 +41,7 @@ class Upsample {
       const Chunk chunk = chunk_of(unit, args_.x.batch, g_.band_count);
       return pixels(chunk.item, chunk.begin, chunk.end);
     }
-    block_count_ = make_blocks<T>(g_, blocks_);
+    block_count_ = make_blocks(g_, blocks_);
     const PlaneRun run = plane_run(unit, args_.x, g_, g_.band_count);
     for (int64_t p = run.begin; p < run.end; ++p) {
       plane(p / args_.x.channels, p % args_.x.channels, run.rows_begin, run.rows_end);
@@ -55,14 +56,17 @@ class Upsample {
     rows.start(0);
     In* out = (In*)args_.output.data + n * args_.output.stride_n + c * args_.output.stride_c;
     const In* skip = (const In*)args_.skip.data + n * args_.skip.stride_n + c * args_.skip.stride_c;
+    const bool stream = leaves_cache(args_.output, sizeof(In));
     for (int64_t b = band_begin; b < band_end; ++b) {
       const Band& band = g_.bands[b];
       rows.move_to(band.index);
       for (int64_t row = band.begin; row < band.end; ++row) {
         blend_rows(rows.top, rows.bottom, (T)g_.row_fraction[row], rows.pitch, blend_);
+        In* to = out + row * args_.output.stride_h;
         with_steps(g_.columns.steps, [&](auto steps) {
-          this->expand<steps.value>(out + row * args_.output.stride_h, skip + row * args_.skip.stride_h);
+          this->expand<steps.value>(stream ? line_ : to, skip + row * args_.skip.stride_h);
         });
+        if (stream) stream_copy(to, line_, g_.out_width * (int64_t)sizeof(In));
       }
     }
   }
@@ -163,6 +167,7 @@ class Upsample {
   int64_t bytes_ = 0, block_count_ = 0;
   PlaneBlock<T>* blocks_;
   T *top_, *bottom_, *blend_;
+  In* line_;
 };
 
 }  // namespace
@@ -184,6 +189,7 @@ void upsample(const UpsampleArgs& args, int64_t unit, void* scratch) {
     using In = decltype(zero);
     Upsample<ArithmeticOf<In>, In>(args, scratch).run(unit);
   });
+  stream_fence();
 }
 
 }  // namespace FCN_ISA

@@ -23,6 +23,7 @@ class Argmax {
     highest_ = arena_.take<T>(classes_ * L);
     candidates_ = arena_.take<int32_t>(classes_);
     corners_ = arena_.take<T>(classes_ * 4 * L);
+    blocks_ = arena_.take<Block<T>>(g_.columns.count / L);
   }
 
   int64_t scratch_bytes() const { return arena_.used; }
@@ -31,13 +32,11 @@ class Argmax {
     n_ = unit_index / g_.unit_count;
     const Unit& unit = g_.units[unit_index % g_.unit_count];
     rows_.start(n_);
+    const int64_t count = make_blocks(g_, blocks_);
     for (int64_t b = unit.begin; b < unit.end; ++b) {
       const Band& band = g_.bands[b];
       rows_.move_to(band.index);
-      for (int64_t s = 0; s < g_.columns.count; s += L) {
-        if (g_.columns.length[s] == 0) break;  // padding only
-        tile(band, Block<T>(g_, s));
-      }
+      for (int64_t i = 0; i < count; ++i) tile(band, blocks_[i]);
     }
   }
 
@@ -220,6 +219,7 @@ class Argmax {
   InputRows<T> rows_;
   T *highest_, *corners_;
   int32_t* candidates_;
+  Block<T>* blocks_;
   int64_t n_;
   int32_t count_;
   bool decided_;

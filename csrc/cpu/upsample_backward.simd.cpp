@@ -37,7 +37,7 @@ class UpsampleBackward {
       const Chunk chunk = chunk_of(unit, args_.grad.batch, g_.in_height);
       return pixels(chunk.item, chunk.begin, chunk.end);
     }
-    block_count_ = make_blocks<T>(g_, blocks_);
+    block_count_ = make_blocks(g_, blocks_);
     const PlaneRun run = plane_run(unit, args_.grad, g_, g_.in_height);
     for (int64_t p = run.begin; p < run.end; ++p) {
       const int64_t n = p / args_.grad.channels, c = p % args_.grad.channels;

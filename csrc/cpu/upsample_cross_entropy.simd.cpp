@@ -27,6 +27,7 @@ class CrossEntropy {
     onehot_ = arena_.take<T>((classes_ + 1) * 4 * L);
     touched_ = arena_.take<uint8_t>(classes_ + 1);
     weight_ = arena_.take<T>(classes_ + 1);
+    blocks_ = arena_.take<Block<T>>(g_.columns.count / L);
     labels_ = arena_.take<int32_t>(g_.max_band_rows * g_.out_width);
   }
 
@@ -42,10 +43,7 @@ class CrossEntropy {
       if (bad_label_ >= 0) break;
       rows_.move_to(band.index);
       if (want_gradient_) gradient_rows_.move_to(band.index);
-      for (int64_t s = 0; s < g_.columns.count; s += L) {
-        if (g_.columns.length[s] == 0 && s > 0) break;  // padding only
-        tile(band, s);
-      }
+      for (int64_t i = 0; i < block_count_; ++i) tile(band, blocks_[i]);
     }
     if (want_gradient_) gradient_rows_.finish();
     args_.unit_loss[unit_index] = loss_;
@@ -56,6 +54,7 @@ class CrossEntropy {
  private:
   void prepare(const Unit& unit, int64_t unit_index) {
     rows_.start(n_);
+    block_count_ = make_blocks(g_, blocks_);
     for (int64_t c = 0; c < classes_; ++c) weight_[c] = args_.weight ? ((const T*)args_.weight)[c] : T(1);
     weight_[classes_] = T(0);  // the class of ignored pixels
     memset(onehot_, 0, (classes_ + 1) * 4 * L * sizeof(T));
@@ -76,12 +75,19 @@ class CrossEntropy {
     const Label* target = (const Label*)args_.target + begin;
     const int64_t ignore = args_.ignore_index;
     const int32_t classes = (int32_t)classes_;
-    int bad = 0;
-    for (int64_t p = 0; p < count; ++p) {
-      const int64_t label = (int64_t)target[p];
-      const bool ignored = label == ignore, inside = (uint64_t)label < (uint64_t)classes;
-      bad |= !(ignored | inside);
-      labels_[p] = ignored ? classes : (int32_t)label;
+    constexpr int n = kLanes<double>;
+    IntVec<double> wrong{};
+    int64_t i = 0;
+    for (; i + n <= count; i += n) {
+      const IntVec<double> label = load_labels(target + i), ignored = label == ignore;
+      wrong |= ~(ignored | ((label >= 0) & (label < classes)));
+      store_labels(labels_ + i, ignored ? IntVec<double>{} + classes : label);
+    }
+    bool bad = any(wrong);
+    for (; i < count; ++i) {
+      const int64_t label = (int64_t)target[i];
+      bad |= label != ignore && (uint64_t)label >= (uint64_t)classes;
+      labels_[i] = label == ignore ? classes : (int32_t)label;
     }
     for (int64_t p = 0; bad && p < count; ++p) {
       const int64_t label = (int64_t)target[p];
@@ -105,15 +111,14 @@ class CrossEntropy {
     }
   }
 
-  void tile(const Band& band, int64_t segment) {
-    const Block<T> block(g_, segment);
+  void tile(const Band& band, const Block<T>& block) {
     const bool finite = chains_.start_tile(rows_, block);
     if (smoothing_ != T(0)) sum_corners();
     chain_rows_ = 0;
     any_direct_ = false;
     for (V& v : valid_corners_) v = V{};
     for (int k = 0; k < g_.columns.steps; ++k) {
-      for (int l = 0; l < L; ++l) {
+      for (int l = 0; l < (block.uniform ? 1 : L); ++l) {
         const T f = chains_.fraction[k][l];
         columns_[k * L + l] = Four{T(1) - f, f, T(1) - f, f};
       }
@@ -204,7 +209,7 @@ class CrossEntropy {
         for (int l = 0; l < L; ++l) {
           T w = plain_ ? T(1) : pixel_weight_[k * L + l];
           if (args_.pixel_grad) w *= pixel_grad_[k * L + l];
-          add_corners(label(k, l), l, w * (row * columns_[k * L + l]));
+          add_corners(label(k, l), l, w * (block.uniform ? first : row * columns_[k * L + l]));
         }
       }
     }
@@ -435,6 +440,8 @@ class CrossEntropy {
   InputRows<T> rows_;
   GradientRows<T> gradient_rows_;
   Chains<T> chains_;
+  Block<T>* blocks_;
+  int64_t block_count_;
   T *direct_gradient_, *direct_, *onehot_, *weight_;
   uint8_t* touched_;
   int32_t* labels_;

@@ -8,9 +8,6 @@ namespace FCN_ISA {
 
 namespace {
 
-// Where outputs are larger than this, they leave the cache before anyone reads them: they are written past it.
-constexpr int64_t kStreamBytes = 8 << 20;
-
 template <typename T, typename Out>
 class Softmax {
   static constexpr int L = kLanes<T>;
@@ -40,9 +37,7 @@ class Softmax {
       }
       ++count_;
     }
-    const Image& out = args.output;
-    const int64_t bytes = out.batch * out.channels * out.height * out.width * (int64_t)sizeof(Out);
-    stream_ = bytes > kStreamBytes;
+    stream_ = leaves_cache(args.output, sizeof(Out));
   }
 
   int64_t scratch_bytes() const { return arena_.used; }
