@@ -90,7 +90,7 @@ def _row(op: str, direction: str, device: str, dtype: torch.dtype) -> dict:
 def report(facts: dict) -> str:
     """The facts for people."""
     rows = facts["operators"]
-    return f"{_heading(facts)}\n\nActive backend\n{_table(rows)}\n\nWhy not\n{_reasons(rows)}"
+    return f"{_heading(facts)}\n\nActive backend\n{_table(rows, facts['devices'])}\n\nWhy not\n{_reasons(rows)}"
 
 
 def _heading(facts: dict) -> str:
@@ -116,9 +116,10 @@ def _heading(facts: dict) -> str:
     return "\n".join(lines)
 
 
-def _table(rows: list[dict]) -> str:
+def _table(rows: list[dict], devices: list[dict]) -> str:
     """operator x direction, one column per device; dtypes are named where they differ."""
-    lines = [["operator", "direction", *DEVICES]]
+    columns = [d["device"] if d["available"] else f"{d['device']} (absent)" for d in devices]
+    lines = [["operator", "direction", *columns]]
     for op in dict.fromkeys(row["operator"] for row in rows):
         for direction in ("forward", "backward"):
             mine = [r for r in rows if r["operator"] == op and r["direction"] == direction]
@@ -154,6 +155,8 @@ def _reasons(rows: list[dict]) -> str:
     kernels = {row["kernel"] for row in rows} - {None}
     lines = []
     for (device, backend, reason), concerned in groups.items():
-        names = "all operators" if set(concerned) == kernels else ", ".join(concerned)
-        lines.append(f"{backend} on {device}: {reason}: {names}")
-    return "\n".join(lines) or "nothing: every backend serves every operator"
+        others = sorted(kernels - set(concerned))
+        names = sorted(concerned) if len(concerned) <= len(others) else ["all but", *others] if others else ["all"]
+        listed = ", ".join(names).replace("all but, ", "all but ")
+        lines.append(f"{backend} on {device}: {reason} ({listed})")
+    return "\n".join(sorted(lines)) or "nothing: every backend serves every operator"
