@@ -73,36 +73,28 @@ class Chains {
     return !any(check != V{});
   }
 
-  // e_0 and r of every class for row `slot` of the tile and, S_k = sum over classes of e_0 r^k.
-  // Returns the bound that the smallest log S_k must reach: log C + kLowest + rise - log tolerance, rise the steepest
-  // rise of a class that starts below the smallest normal number.
+  // e_0 and r of every class for `rows` rows of the tile, and S_k = sum over classes of e_0 r^k: sums[row][kMaxSteps].
+  // needed[row] is the bound that the smallest log S_k must reach: log C + kLowest + rise - log tolerance, rise the
+  // steepest rise of a class that starts below the smallest normal number.
   template <int K>
-  V start_row(int slot, T fy, V* s) {
-    return bounded_ ? start_row_as<K, true>(slot, fy, s) : start_row_as<K, false>(slot, fy, s);
-  }
-
-  template <int K, bool bounded>
-  FCN_NOINLINE V start_row_as(int slot, T fy, V* s) {
-    T* chain = row_chain(slot);
-    V rise{}, sum[K];
-    for (int k = 0; k < K; ++k) sum[k] = V{};
-    for (int64_t c = 0; c < classes_; ++c) {
-      const V a = level(c, fy), d = slope(c, fy), start = a + fraction[0] * d;
-      V e = bounded ? vexp_within(start) : vexp(start);
-      store(chain + c * 2 * L, e);
-      if (!bounded) rise = start < ChainLimits<T>::kLowest ? vmax(rise, d) : rise;
-      sum[0] += e;
-      if constexpr (K > 1) {
-        const V r = bounded ? vexp_within(d * step_) : vexp(d * step_);
-        store(chain + (c * 2 + 1) * L, r);
-        for (int k = 1; k < K; ++k) {
-          e = e * r;
-          sum[k] += e;
+  void start_rows(int rows, const T* fy, V* sums, V* needed) {
+    const V bound = log_classes_ + (ChainLimits<T>::kLowest - ChainLimits<T>::kLogLostTolerance);
+    for (int row = 0; row < rows; ++row) {
+      needed[row] = bound;
+      for (int k = 0; k < K; ++k) sums[row * kMaxSteps + k] = V{};
+    }
+    // A few classes at a time, whose corners stay in the first-level cache for all rows.
+    for (int64_t c = 0; c < classes_; c += kClassesTogether) {
+      const int64_t end = c + kClassesTogether < classes_ ? c + kClassesTogether : classes_;
+      for (int row = 0; row < rows; ++row) {
+        V* s = sums + row * kMaxSteps;
+        if (bounded_) {
+          start_row<K, true>(row, fy[row], c, end, s);
+        } else {
+          needed[row] = vmax(start_row<K, false>(row, fy[row], c, end, s) + bound, needed[row]);
         }
       }
     }
-    for (int k = 0; k < K; ++k) s[k] = sum[k];
-    return rise + log_classes_ + (ChainLimits<T>::kLowest - ChainLimits<T>::kLogLostTolerance);
   }
 
   // log S_k, 0 for steps that are no pixel; false where the chains have lost too much (and NaN counts as lost).
@@ -138,6 +130,35 @@ class Chains {
   V maximum, fraction[kMaxSteps];
 
  private:
+  static constexpr int64_t kClassesTogether = 32;
+
+  // Classes [begin, end) of a row; returns their steepest rise from below the smallest normal number.
+  template <int K, bool bounded>
+  FCN_NOINLINE V start_row(int slot, T fy, int64_t begin, int64_t end, V* s) {
+    T* chain = row_chain(slot);
+    const T step = step_;
+    const V first = fraction[0];
+    V rise{}, sum[K];
+    for (int k = 0; k < K; ++k) sum[k] = s[k];
+    for (int64_t c = begin; c < end; ++c) {
+      const V a = level(c, fy), d = slope(c, fy), start = a + first * d;
+      V e = bounded ? vexp_within(start) : vexp(start);
+      store(chain + c * 2 * L, e);
+      if (!bounded) rise = start < ChainLimits<T>::kLowest ? vmax(rise, d) : rise;
+      sum[0] += e;
+      if constexpr (K > 1) {
+        const V r = bounded ? vexp_within(d * step) : vexp(d * step);
+        store(chain + (c * 2 + 1) * L, r);
+        for (int k = 1; k < K; ++k) {
+          e = e * r;
+          sum[k] += e;
+        }
+      }
+    }
+    for (int k = 0; k < K; ++k) s[k] = sum[k];
+    return rise;
+  }
+
   // Where no corner is further below the tile's maximum, no exponential needs clamping and no chain starts too low.
   static constexpr T kSpan = -ChainLimits<T>::kLowest - 1;
   bool bounded_;

@@ -114,7 +114,6 @@ class CrossEntropy {
   void tile(const Band& band, const Block<T>& block) {
     const bool finite = chains_.start_tile(rows_, block);
     if (smoothing_ != T(0)) sum_corners();
-    chain_rows_ = 0;
     any_direct_ = false;
     for (V& v : valid_corners_) v = V{};
     for (int k = 0; k < g_.columns.steps; ++k) {
@@ -124,15 +123,28 @@ class CrossEntropy {
       }
     }
     for (int64_t row = band.begin; row < band.end; ++row) {
-      const T fy = (T)g_.row_fraction[row];
+      row_fraction_[row - band.begin] = (T)g_.row_fraction[row];
+      usable_[row - band.begin] = false;
+    }
+    with_steps(g_.columns.steps, [&](auto steps) { this->tile_of<steps.value>(band, block, finite); });
+  }
+
+  template <int K>
+  void tile_of(const Band& band, const Block<T>& block, bool finite) {
+    const int rows = (int)(band.end - band.begin);
+    V needed[kMaxBandRows];
+    if (finite) chains_.template start_rows<K>(rows, row_fraction_, sums_, needed);
+    for (int slot = 0; slot < rows; ++slot) {
+      const int64_t row = band.begin + slot;
+      const T fy = row_fraction_[slot];
       read_labels(block, band, row);
-      if (!finite || !chain_row(block, row, fy)) {
+      if (!finite || !chain_row<K>(block, row, slot, needed[slot])) {
         direct_row(block, row, fy);
       } else if (!args_.pixel_loss) {
         add_onehot(block, fy);
       }
     }
-    with_steps(g_.columns.steps, [&](auto steps) { this->finish_tile<steps.value>(block); });
+    finish_tile<K>(block, rows);
   }
 
   // sum_c w_c z_c, which the smoothing needs, is bilinear like the logits.
@@ -216,14 +228,10 @@ class CrossEntropy {
   }
 
   // False, with nothing changed, where the chains have lost too much.
-  bool chain_row(const Block<T>& block, int64_t row, T fy) {
-    return with_steps(g_.columns.steps, [&](auto steps) { return this->chain_row_of<steps.value>(block, row, fy); });
-  }
-
   template <int K>
-  bool chain_row_of(const Block<T>& block, int64_t row, T fy) {
-    V s[K] = {}, log_s[K];
-    const V needed = chains_.template start_row<K>(chain_rows_, fy, s);
+  bool chain_row(const Block<T>& block, int64_t row, int slot, V needed) {
+    V *s = sums_ + slot * kMaxSteps, log_s[K];
+    const T fy = row_fraction_[slot];
     if (args_.saved_lse) {
       const T* lse = (const T*)args_.saved_lse + (n_ * g_.out_height + row) * g_.out_width;
       for (int k = 0; k < K; ++k) {
@@ -237,7 +245,8 @@ class CrossEntropy {
     }
     if (!chains_.template enough<K>(block, needed, log_s)) return false;
     if (!args_.pixel_grad) add_loss<K>(block, row, fy, log_s);
-    if (want_gradient_) keep_coefficients<K>(fy, s);
+    if (want_gradient_) keep_coefficients<K>(slot, s);
+    usable_[slot] = true;
     return true;
   }
 
@@ -301,21 +310,21 @@ class CrossEntropy {
 
   // q_k and q_k f_k of a row, for finish_tile.
   template <int K>
-  void keep_coefficients(T fy, const V* s) {
-    V* q = coefficients_ + chain_rows_ * 2 * kMaxSteps;
+  void keep_coefficients(int slot, const V* s) {
+    V* q = coefficients_ + slot * 2 * kMaxSteps;
     for (int k = 0; k < K; ++k) {
       const V w = coefficient(k);
       q[k] = w == V{} ? V{} : w / s[k];  // steps that are no pixel have no meaningful sum
       q[kMaxSteps + k] = q[k] * chains_.fraction[k];
-      if (smoothing_ != T(0)) add_valid_corners(k, fy);
+      if (smoothing_ != T(0)) add_valid_corners(k, row_fraction_[slot]);
     }
-    row_fraction_[chain_rows_++] = fy;
   }
 
   // Class c's softmax gradient over the tile's rows, per corner.
   template <int K>
-  FCN_INLINE void sum_gradient(int64_t c, V* corners) const {
-    for (int row = 0; row < chain_rows_; ++row) {
+  FCN_INLINE void sum_gradient(int64_t c, int rows, V* corners) const {
+    for (int row = 0; row < rows; ++row) {
+      if (!usable_[row]) continue;
       const V* q = coefficients_ + row * 2 * kMaxSteps;
       const T* chain = chains_.row_chain(row) + c * 2 * L;
       V sum = q[K - 1], right = q[kMaxSteps + K - 1];
@@ -403,12 +412,12 @@ class CrossEntropy {
   }
 
   template <int K>
-  FCN_NOINLINE void finish_tile(const Block<T>& block) {
+  FCN_NOINLINE void finish_tile(const Block<T>& block, int rows) {
     const T keep = T(1) - smoothing_;
     V linear{};
     for (int64_t c = 0; c < classes_; ++c) {
       V corners[4] = {};
-      if (want_gradient_) sum_gradient<K>(c, corners);
+      if (want_gradient_) sum_gradient<K>(c, rows, corners);
       if (touched_[c]) {
         T* onehot = onehot_ + c * 4 * L;
         V h[4];
@@ -448,9 +457,8 @@ class CrossEntropy {
   int64_t n_, bad_label_;
   double loss_, weight_total_;
   T smoothing_, smooth_;
-  bool want_gradient_, plain_, any_direct_;
-  int chain_rows_;
-  V linear_[4], valid_corners_[4], coefficients_[kMaxBandRows * 2 * kMaxSteps];
+  bool want_gradient_, plain_, any_direct_, usable_[kMaxBandRows];
+  V linear_[4], valid_corners_[4], coefficients_[kMaxBandRows * 2 * kMaxSteps], sums_[kMaxBandRows * kMaxSteps];
   T row_fraction_[kMaxBandRows];
   T pixel_weight_[kMaxSteps * L], pixel_grad_[kMaxSteps * L];
   int32_t label_[kMaxSteps * L];

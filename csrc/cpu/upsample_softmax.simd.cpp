@@ -81,10 +81,10 @@ class Softmax {
 
   template <int K>
   void normalise(Tile& tile, T fy) {
-    V s[K], log_s[K];
+    V s[kMaxSteps], log_s[K], needed;
     tile.direct = !tile.finite;
     if (tile.finite) {
-      const V needed = tile.chains.template start_row<K>(0, fy, s);
+      tile.chains.template start_rows<K>(1, &fy, s, &needed);
       for (int k = 0; k < K; ++k) log_s[k] = vlog(s[k]);
       tile.direct = !tile.chains.template enough<K>(tile.block, needed, log_s);
     }
