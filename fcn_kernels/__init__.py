@@ -1,5 +1,6 @@
 """Fused operators for fully convolutional segmentation: the full-resolution logits are never written."""
 
+from . import nn
 from ._library import load_extension as _load_extension
 from .backends import register_triton as _register_triton
 from .backends import use_backend
@@ -25,6 +26,7 @@ __all__ = [
     "Sampling",
     "check_labels",
     "conv_transpose_add",
+    "nn",
     "score_argmax",
     "score_cross_entropy",
     "score_log_softmax",

@@ -1,7 +1,7 @@
 """One test body for all backends: a test that asks for `backend` runs once on each that serves its operator here.
 
-`any_backend` includes Triton's interpreter, which takes about 20 ms a program: for tiny images. A test module names its operator in OPERATOR. Backends that cannot run on this machine are not collected;
-`fcn-kernels info` says why.
+`any_backend` includes Triton's interpreter, which takes about 20 ms a program: for tiny images. A test module names its
+operator in OPERATOR. Backends that cannot run on this machine are not collected; `fcn-kernels info` says why.
 """
 
 from __future__ import annotations
