@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/accelerator.h>
 
 #include "../checks.h"
+#include "view.cuh"
 
 // Lives in libtorch_cuda. Weak, so that a build with CUDA still loads into a torch without it.
 extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream) __attribute__((weak));
@@ -38,18 +39,6 @@ class Launch {
   cudaStream_t stream_ = nullptr;
 };
 
-// The type that sums are kept in: float for the half types.
-template <typename T>
-struct Arithmetic {
-  using type = float;
-};
-template <>
-struct Arithmetic<double> {
-  using type = double;
-};
-template <typename T>
-using ArithmeticOf = typename Arithmetic<T>::type;
-
 // Calls f with a value of the element type that dtype names.
 template <typename F>
 void visit_dtype(const char* op, ScalarType dtype, const F& f) {
@@ -67,13 +56,7 @@ void visit_dtype(const char* op, ScalarType dtype, const F& f) {
   }
 }
 
-// An [N, C, H, W] tensor on the device: strides in elements.
-template <typename T>
-struct View {
-  T* data;
-  int64_t stride_n, stride_c, stride_h, stride_w;
-};
-
+// A tensor's memory and strides.
 template <typename T>
 View<T> view_of(const Tensor& t) {
   return View<T>{static_cast<T*>(t.data_ptr()), t.stride(0), t.stride(1), t.stride(2), t.stride(3)};

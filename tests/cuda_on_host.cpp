@@ -1,0 +1,90 @@
+// The CUDA kernels of csrc/cuda/upsample_add.cuh as ordinary functions: a launch runs thread after thread. Lanes that
+// meet in a shuffle cannot be imitated so; of those kernels the shares of all lanes are added instead.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __launch_bounds__(...)
+namespace {
+struct Index {
+  unsigned x, y, z;
+};
+Index threadIdx, blockIdx, gridDim;
+template <typename T>
+T __shfl_xor_sync(unsigned, T value, int) {
+  return value;
+}
+}  // namespace
+
+#include "cuda/upsample_add.cuh"
+
+namespace {
+
+using fcn::View;
+using Ints = std::vector<int64_t>;
+using Grid = std::array<unsigned, 3>;
+
+template <typename Kernel>
+void launch(const Grid& grid, const Kernel& kernel) {
+  gridDim = {grid[0], grid[1], grid[2]};
+  for (blockIdx.z = 0; blockIdx.z < grid[2]; ++blockIdx.z)
+    for (blockIdx.y = 0; blockIdx.y < grid[1]; ++blockIdx.y)
+      for (blockIdx.x = 0; blockIdx.x < grid[0]; ++blockIdx.x)
+        for (threadIdx.y = 0; threadIdx.y < fcn::kRows; ++threadIdx.y)
+          for (threadIdx.x = 0; threadIdx.x < fcn::kLanes; ++threadIdx.x) kernel();
+}
+
+template <typename T>
+View<T> view(int64_t pointer, const Ints& strides) {
+  return View<T>{reinterpret_cast<T*>(pointer), strides[0], strides[1], strides[2], strides[3]};
+}
+
+void forward(int64_t x, const Ints& x_strides, int64_t skip, const Ints& skip_strides, int64_t y, const Ints& y_strides,
+             const Ints& sampling, int64_t batch, int64_t channels, double scale, bool channels_last,
+             const Grid& grid) {
+  const fcn::Sampling s = fcn::decode_sampling(sampling);
+  const auto from = view<const double>(x, x_strides), other = view<const double>(skip, skip_strides);
+  const auto to = view<double>(y, y_strides);
+  launch(grid, [&] {
+    if (channels_last) {
+      fcn::forward_channels_last<double, true>(from, other, to, s, batch, channels, scale);
+    } else {
+      fcn::forward_contiguous<double, true>(from, other, to, s, batch, channels, scale);
+    }
+  });
+}
+
+void backward(int64_t grad, const Ints& grad_strides, int64_t dx, const Ints& dx_strides, const Ints& sampling,
+              int64_t batch, int64_t channels, bool channels_last, const Grid& grid) {
+  const fcn::Sampling s = fcn::decode_sampling(sampling);
+  const auto from = view<const double>(grad, grad_strides);
+  const auto to = view<double>(dx, dx_strides);
+  launch(grid, [&] {
+    if (channels_last) {
+      fcn::backward_channels_last<double>(from, to, s, batch, channels);
+    } else {
+      fcn::backward_contiguous<double, 1>(from, to, s, batch, channels);
+    }
+  });
+}
+
+// The gradient of input pixel (i, j) of the first plane, as `lanes` lanes share it.
+double shared_gather(int64_t grad, const Ints& grad_strides, const Ints& sampling, int64_t i, int64_t j, int lanes) {
+  const fcn::Sampling s = fcn::decode_sampling(sampling);
+  const auto from = view<const double>(grad, grad_strides);
+  double sum = 0;
+  for (int lane = 0; lane < lanes; ++lane) sum += fcn::gather<double>(from.data, from, s, i, j, lane, lanes);
+  return sum;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(cuda_on_host, m) {
+  m.def("forward", &forward);
+  m.def("backward", &backward);
+  m.def("shared_gather", &shared_gather);
+}
