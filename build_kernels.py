@@ -35,8 +35,8 @@ STABLE_ABI = (2, 11)  # the oldest torch that the binary loads in
 COMMON = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math"]
 WARNINGS = ["-Wall", "-Wextra", "-Wno-psabi"]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
-# GCC 12 warns of its own AVX-512 headers (its bug 105593); Clang does not know the warning.
-AVX512_NOISE = ["-Wno-maybe-uninitialized", "-Wno-unknown-warning-option"]
+# GCC 12 warns of its own AVX-512 headers (its bug 105593); Clang does not know all of these.
+AVX512_NOISE = ["-Wno-uninitialized", "-Wno-maybe-uninitialized", "-Wno-unknown-warning-option"]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c", "-mprefer-vector-width=512"]
 # Ampere; Hopper with its own instructions; Blackwell. The PTX of the last one serves whatever comes later.
 DEFAULT_CUDA_ARCHITECTURES = ["8.0", "9.0a", "10.0+PTX"]

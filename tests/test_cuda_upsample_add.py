@@ -1,5 +1,5 @@
-"""The CUDA kernels of upsample_add, compiled for the host and run thread by thread: their indexing is checked on machines
-without a GPU too. On a GPU the operators' own tests run them.
+"""The CUDA kernels of upsample_add, compiled for the host and run thread by thread: their indexing is checked without a
+GPU too. On a GPU the operators' own tests run them.
 """
 
 import importlib.util
