@@ -29,8 +29,8 @@ __all__ = [
 def bilinear_weight(channels: int, kernel_size: int, *, groups: int = 1, dtype: torch.dtype | None = None) -> Tensor:
     """FCN's bilinear filter as a weight of nn.ConvTranspose2d: on the diagonal for groups = 1, or depthwise.
 
-    With factor ``f = (k + 1) // 2`` and centre ``c = f - 1`` (k odd) or ``f - 1/2``, a row is ``1 - |i - c| / f``, and the
-    filter the outer product of two rows.
+    With factor ``f = (k + 1) // 2`` and centre ``c = f - 1`` (k odd) or ``f - 1/2``, a row is ``1 - |i - c| / f``, and
+    the filter is the outer product of two rows.
 
     Raises:
         ValueError: groups is neither 1 nor channels.
@@ -49,9 +49,9 @@ def bilinear_weight(channels: int, kernel_size: int, *, groups: int = 1, dtype: 
 class BilinearConvTranspose2d(nn.Module):
     """Fixed bilinear upsampling, as a transposed convolution that is followed by a crop.
 
-    Replaces ``nn.ConvTranspose2d(channels, channels, kernel_size, stride, groups=groups, bias=False)`` whose weight is the
-    bilinear filter: the state_dict is the same, but the weight is a buffer, gets no gradient and is never read. Loading
-    a weight that is anything but the bilinear filter fails: such a layer is a learned one.
+    Replaces ``nn.ConvTranspose2d(channels, channels, kernel_size, stride, groups=groups, bias=False)`` whose weight is
+    the bilinear filter: the state_dict is the same, but the weight is a buffer, gets no gradient and is never read.
+    Loading a weight that is anything but the bilinear filter fails: such a layer is a learned one.
 
     Args:
         channels: of input and output.
@@ -78,14 +78,13 @@ class BilinearConvTranspose2d(nn.Module):
         self.kernel_size = 2 * stride - stride % 2 if kernel_size is None else kernel_size
         self.stride = stride
         self.groups = groups
-        self.register_buffer(
-            "weight", bilinear_weight(channels, self.kernel_size, groups=groups, dtype=dtype).to(device)
-        )
+        weight = bilinear_weight(channels, self.kernel_size, groups=groups, dtype=dtype)
+        self.register_buffer("weight", weight.to(device))
 
     def forward(
         self, x: Tensor, *, offset: int | Sequence[int] = 0, output_size: int | Sequence[int] | None = None
     ) -> Tensor:
-        """[N, C, h, w] to the window of `output_size` at `offset` of the full output; by default all after the offset."""
+        """[N, C, h, w] to the window of `output_size` at `offset`, by default all of the output after the offset."""
         if x.shape[1] != self.channels:
             raise ValueError(f"BilinearConvTranspose2d: x must have {self.channels} channels, got {x.shape[1]}")
         sampling = Sampling.transposed_conv(

@@ -33,9 +33,14 @@ FEW_SAMPLINGS = [case for case in SAMPLINGS if case[0] in ("ragged", "corners", 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
 
+def _filler(x: Tensor) -> float:
+    """Between the values of a view lies what must not be read."""
+    return torch.nan if x.dtype.is_floating_point else 99
+
+
 def _sliced(x: Tensor) -> Tensor:
     n, c, h, w = x.shape
-    big = torch.full((n + 1, c + 2, h + 3, w + 2), torch.nan, dtype=x.dtype, device=x.device)
+    big = torch.full((n + 1, c + 2, h + 3, w + 2), _filler(x), dtype=x.dtype, device=x.device)
     view = big[1:, 1:-1, 2:-1, 1:-1]
     view.copy_(x)
     return view
@@ -43,7 +48,7 @@ def _sliced(x: Tensor) -> Tensor:
 
 def _every_other_pixel(x: Tensor) -> Tensor:
     n, c, h, w = x.shape
-    big = torch.full((n, c, 2 * h, 2 * w), torch.nan, dtype=x.dtype, device=x.device)
+    big = torch.full((n, c, 2 * h, 2 * w), _filler(x), dtype=x.dtype, device=x.device)
     view = big[:, :, ::2, ::2]
     view.copy_(x)
     return view
