@@ -29,7 +29,7 @@ def arguments(*argv):
 
 def test_timing_is_a_median_with_quartiles():
     timing = measure.Timing.of([0.001, 0.002, 0.003, 0.004, 0.100])
-    assert (timing.median, timing.low, timing.high, timing.samples) == pytest.approx((3, 2, 4, 5))
+    assert (timing.median, timing.low, timing.high, timing.fastest, timing.samples) == pytest.approx((3, 2, 4, 1, 5))
     assert timing.spread == pytest.approx(1 / 3)
 
 
@@ -72,7 +72,8 @@ def test_peak_memory_of_known_allocations():
 def test_regimes_reach_the_environment_alone(monkeypatch):
     monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
     assert measure.environment("recycling", 3).items() >= {"MALLOC_MMAP_MAX_": "0", "OMP_NUM_THREADS": "3"}.items()
-    assert not [key for key in measure.environment("default", None) if key.startswith("MALLOC_")]
+    assert not [key for key in measure.environment("default") if key.startswith("MALLOC_")]
+    assert measure.environment("default", None, "baseline")["ATEN_CPU_CAPABILITY"] == "default"
 
 
 # --- rivals and inputs ---
@@ -236,7 +237,7 @@ def fake_events(disagree=False):
         yield {"event": "provenance", **measure.provenance()}
         for job in request["jobs"]:
             for method, ms in (("fused", 1.0), ("eager", 30.0)):
-                timing = {"median": ms, "low": 0.9 * ms, "high": 1.1 * ms, "samples": 9}
+                timing = {"median": ms, "low": 0.9 * ms, "high": 1.1 * ms, "fastest": ms, "samples": 9}
                 if request["task"] == "time":
                     yield {
                         "event": "timing",
@@ -268,7 +269,7 @@ def test_a_disagreement_fails_the_command(monkeypatch, capsys):
 
 
 def test_a_process_that_dies_fails_the_command(monkeypatch, capsys):
-    monkeypatch.setattr(measure, "environment", lambda regime, threads: {"PATH": "", "PYTHONPATH": "/nowhere"})
+    monkeypatch.setattr(measure, "environment", lambda *_: {"PATH": "", "PYTHONPATH": "/nowhere"})
     monkeypatch.setattr(bench.sys, "executable", "/bin/false")
     assert bench.run(arguments("--only", "upsample_argmax-c21")) == 1
     assert (
@@ -283,7 +284,7 @@ def test_goals_of_time_and_memory():
     report = Report([job])
     assert [report.reached(job, goal) for goal in goals] == [None, None]
     for inputs, ms in (("random", 1.0), ("hot", 1.5)):
-        report.timings[job.name, JUDGED, inputs, "fused"] = measure.Timing(ms, ms, ms, 5)
+        report.timings[job.name, JUDGED, inputs, "fused"] = measure.Timing(ms, ms, ms, ms, 5)
     report.peaks[job.name, "fused"] = 99
     assert [report.reached(job, goal) for goal in goals] == [False, True]
     assert "1.50x the time of random, at most 1.3: above" in table(report)

@@ -28,12 +28,28 @@ REGIMES: dict[str, dict[str, str]] = {
 }
 
 
-def environment(regime: str, threads: int | None) -> dict[str, str]:
+# Our names of instruction sets, and what torch calls the same.
+INSTRUCTION_SETS = {"baseline": "default", "avx2": "avx2", "avx512": "avx512"}
+
+
+def environment(regime: str, threads: int | None = None, instruction_set: str | None = None) -> dict[str, str]:
     """The environment of a measuring process."""
     env = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")} | REGIMES[regime]
     if threads is not None:
         env["OMP_NUM_THREADS"] = str(threads)
+    if instruction_set is not None:
+        env["ATEN_CPU_CAPABILITY"] = INSTRUCTION_SETS[instruction_set]
     return env
+
+
+def restrict(instruction_set: str) -> None:
+    """Fused kernels and torch.compile use no more than this; torch's own kernels obey `environment`."""
+    import torch._inductor.config
+
+    from fcn_kernels import _C
+
+    _C.use_instruction_set(instruction_set)
+    torch._inductor.config.cpp.simdlen = {"baseline": 0, "avx2": 256, "avx512": 512}[instruction_set]
 
 
 @dataclass(frozen=True)
@@ -43,13 +59,14 @@ class Timing:
     median: float
     low: float  # quartiles
     high: float
+    fastest: float  # what an undisturbed machine would show more often
     samples: int
 
     @classmethod
     def of(cls, seconds: list[float]) -> Timing:
         ms = sorted(1e3 * s for s in seconds)
         low, _, high = statistics.quantiles(ms, n=4, method="inclusive") if len(ms) > 1 else ms * 3
-        return cls(statistics.median(ms), low, high, len(ms))
+        return cls(statistics.median(ms), low, high, ms[0], len(ms))
 
     @property
     def spread(self) -> float:

@@ -1,7 +1,8 @@
 """A measuring process: one request (JSON) on standard input, one event (JSON) a line on standard output.
 
 A malloc regime must be in the environment from the start, so `fcn-kernels bench` runs one such process per regime.
-Request: {"task": "time" | "memory", "threads", "seconds", "jobs": [{"workload", "methods": [...], "check": bool}]}.
+Request: {"task": "time" | "memory", "threads", "instruction_set", "seconds",
+"jobs": [{"workload", "methods": [...], "check": bool}]}.
 Events: {"event": "provenance" | "step" | "timing" | "disturbance" | "peak" | "disagreement" | "unavailable" | "done",
 ...}; the last one says that nothing is missing.
 """
@@ -102,6 +103,8 @@ def main() -> None:
     threads = request["threads"]
     if threads is not None:
         torch.set_num_threads(threads)
+    if request["instruction_set"] is not None:
+        measure.restrict(request["instruction_set"])
     _emit("provenance", **measure.provenance())
     for entry in request["jobs"]:
         job = workload(entry["workload"])

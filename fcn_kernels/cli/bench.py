@@ -25,6 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
     parser.add_argument(
+        "--instruction-set",
+        choices=measure.INSTRUCTION_SETS,
+        help="let torch, its compiler and the fused kernels use no more than this",
+    )
+    parser.add_argument(
         "--json",
         nargs="?",
         const="-",
@@ -63,7 +68,7 @@ def _events(request: dict, regime: str) -> Iterator[dict]:
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
             command,
-            env=measure.environment(regime, request["threads"]),
+            env=measure.environment(regime, request["threads"], request["instruction_set"]),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -126,7 +131,9 @@ def _contenders(report: Report, job: Workload, *, quick: bool) -> list[str]:
     return [m.name for m in job.methods if m.name in keep and not (quick and m.compiled)]
 
 
-def measure_all(jobs: list[Workload], *, quick: bool, compiled: bool, threads: int | None) -> Report:
+def measure_all(
+    jobs: list[Workload], *, quick: bool, compiled: bool, threads: int | None, instruction_set: str | None
+) -> Report:
     """Times and checks the workloads in the judged malloc regime, times the contenders in the default one, and takes
     their peak memory."""
     report = Report(jobs)
@@ -140,7 +147,7 @@ def measure_all(jobs: list[Workload], *, quick: bool, compiled: bool, threads: i
     progress = _Progress(steps)
     seconds = _SECONDS["quick" if quick else "full"]
     try:
-        request = {"task": "time", "threads": threads, "seconds": seconds}
+        request = {"task": "time", "threads": threads, "instruction_set": instruction_set, "seconds": seconds}
         request["jobs"] = [
             {"workload": job.name, "methods": _methods(job, compiled=job in compiled_jobs), "check": True}
             for job in timed
@@ -171,10 +178,18 @@ def run(args: argparse.Namespace) -> int:
         return 2
     try:
         jobs = select(args.only, args.quick)
-    except ValueError as error:
+        if args.instruction_set is not None:
+            measure.restrict(args.instruction_set)
+    except (ValueError, ImportError) as error:
         print(f"fcn-kernels bench: {error}", file=sys.stderr)
         return 2
-    report = measure_all(jobs, quick=args.quick, compiled=not args.no_compile, threads=args.threads)
+    report = measure_all(
+        jobs,
+        quick=args.quick,
+        compiled=not args.no_compile,
+        threads=args.threads,
+        instruction_set=args.instruction_set,
+    )
     if args.json is not None:
         text = json.dumps(report.as_dict(), indent=1)
         if args.json == "-":
