@@ -220,6 +220,8 @@ class BuildKernels(build_ext):
 
     def run_ninja(self, target: Path) -> None:
         folder = Path(self.build_temp).resolve()
+        if self.editable_mode:  # setuptools gives a temporary folder then; keep the objects instead
+            folder = ROOT / "build" / f"temp.{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
         folder.mkdir(parents=True, exist_ok=True)
         target.parent.mkdir(parents=True, exist_ok=True)
         write_if_changed(folder / "build.ninja", self.ninja_file(folder, target))
