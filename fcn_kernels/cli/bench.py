@@ -50,11 +50,14 @@ class _Progress:
                 return
             layout = "{percentage:3.0f}% |{bar:24}| {elapsed}  {desc}"
             self._bar = tqdm(total=total, file=sys.stderr, bar_format=layout, leave=False)
+            self._begun = 0
 
     def step(self, text: str) -> None:
+        """A step begins: those before it are done. The total is an estimate, as it depends on which rival is best."""
         if self._bar is not None:
-            self._bar.set_description_str(text, refresh=False)
-            self._bar.update(1)
+            self._bar.n = min(self._begun, self._bar.total - 1)
+            self._begun += 1
+            self._bar.set_description_str(text)
 
     def close(self) -> None:
         if self._bar is not None:
