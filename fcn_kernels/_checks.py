@@ -97,7 +97,7 @@ def check_scale(op: str, name: str, value: float) -> float:
     if isinstance(value, Tensor):
         raise TypeError(f"{op}: {name} must be a number, got a tensor (its gradient would be lost)")
     value = float(value)
-    if not math.isfinite(value):
+    if not -math.inf < value < math.inf:  # also false for NaN
         raise ValueError(f"{op}: {name} must be finite, got {value}")
     return value
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.utils import enable_single_level_autograd_function
 
 NAMESPACE = "fcn_kernels"
 
@@ -33,8 +34,42 @@ def define(schema: str, reference: Callable, fake: Callable) -> None:
 
 
 def differentiable(name: str, backward: Callable, setup_context: Callable) -> None:
-    """Give an operator its derivative: ``backward(ctx, *grads)``, ``setup_context(ctx, inputs, output)``."""
-    torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_library)
+    """Give an operator its derivative: ``backward(ctx, *grads)``, ``setup_context(ctx, inputs, output)``.
+
+    Makes the same kernel for the key Autograd as `torch.library.register_autograd`, except that torch.func's transforms
+    can differentiate it. They refuse `Function.apply`, because they want to see a function whole; an operator they
+    have already taken apart when this kernel runs, for one level, and the base class's `apply` serves that level.
+    """
+    op = getattr(getattr(torch.ops, NAMESPACE), name).default
+
+    def below_autograd(keyset: Any, args: tuple) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return op.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+
+    class Node(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *args: Any) -> Any:
+            *args, keyset = args
+            output = below_autograd(keyset, args)
+            setup_context(ctx, args, output)
+            return output
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor | None) -> tuple:
+            return (*backward(ctx, *grads), None)
+
+    Node.__name__ = f"{name}_node"
+    apply = super(torch.autograd.Function, Node).apply
+
+    def kernel(keyset: Any, *args: Any) -> Any:
+        if not (torch.is_grad_enabled() and torch._C._any_requires_grad(*args)):
+            return below_autograd(keyset, args)
+        if torch._C._are_functorch_transforms_active():
+            with enable_single_level_autograd_function():
+                return apply(*args, keyset)
+        return apply(*args, keyset)
+
+    _library.impl(name, kernel, "Autograd", with_keyset=True)
 
 
 def non_differentiable(name: str) -> None:
@@ -43,7 +78,7 @@ def non_differentiable(name: str) -> None:
     def setup_context(ctx: Any, inputs: tuple, output: Tensor | tuple) -> None:
         ctx.mark_non_differentiable(*(output if isinstance(output, tuple) else (output,)))
 
-    def backward(ctx: Any, *grads: Tensor | None) -> None:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple:
         raise RuntimeError(f"{name} has no derivative")
 
     differentiable(name, backward, setup_context)
@@ -55,7 +90,7 @@ def once_differentiable(name: str, forward: str) -> None:
     def setup_context(ctx: Any, inputs: tuple, output: Tensor | tuple) -> None:
         pass
 
-    def backward(ctx: Any, *grads: Tensor | None) -> None:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple:
         raise RuntimeError(_refusal(forward))
 
     differentiable(name, backward, setup_context)
@@ -132,7 +167,8 @@ def batched_per_sample(name: str, per_sample: Sequence[int], loop_if: Callable[.
         output = op(*args)
         if isinstance(output, Tensor):
             return output.unflatten(0, (b, n)), 0
-        parts = [t.new_empty((b, 0)) if t.shape == (0,) else t.unflatten(0, (b, n)) for t in output]
+        # Besides images of all samples there are scalars (a divisor of 1) and absent tensors (an empty [0]).
+        parts = [t.unflatten(0, (b, n)) if t.dim() > 1 else t.expand(b, *t.shape) for t in output]
         return tuple(parts), (0,) * len(parts)
 
     torch.library.register_vmap(f"{NAMESPACE}::{name}", rule, lib=_library)

@@ -31,7 +31,7 @@ class Backend(NamedTuple):
         return self.name == "triton" and self.device == "cpu"
 
 
-def _serving(op: str) -> list[Backend]:
+def serving(op: str) -> list[Backend]:
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     names = [op] if backends.backward_of(op) is None else [op, backends.backward_of(op)]
     found = []
@@ -43,9 +43,9 @@ def _serving(op: str) -> list[Backend]:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     for fixture in {"backend", "any_backend"} & set(metafunc.fixturenames):
-        serving = [b for b in _serving(metafunc.module.OPERATOR) if fixture == "any_backend" or not b.interpreted]
-        ids = [b.name if b.device == "cpu" else f"{b.name}-{b.device}" for b in serving]
-        metafunc.parametrize(fixture, serving, ids=ids, indirect=True)
+        found = [b for b in serving(metafunc.module.OPERATOR) if fixture == "any_backend" or not b.interpreted]
+        ids = [b.name if b.device == "cpu" else f"{b.name}-{b.device}" for b in found]
+        metafunc.parametrize(fixture, found, ids=ids, indirect=True)
 
 
 @pytest.fixture
