@@ -134,6 +134,13 @@ def test_func_transforms_of_a_linear_operator() -> None:
     torch.testing.assert_close(jacobian @ x.flatten(), f(x).flatten())
 
 
+def test_inference_mode() -> None:
+    with torch.inference_mode():
+        for f in COMPILED.values():
+            y = f(torch.randn(2, 3, 5, 6), labels(3, 2, 11, 13))
+            assert y.is_inference()
+
+
 COMPILED: dict[str, Callable[..., Tensor]] = {
     "upsample-size": lambda x, t: fk.upsample(x, (x.shape[2] * 2 + 1, x.shape[3] * 3)),
     "upsample-transposed": lambda x, t: fk.upsample(x, Sampling.transposed_conv(x.shape[2:], 2, offset=1)),

@@ -127,6 +127,24 @@ def test_largest_logits_do_not_overflow(backend: Backend) -> None:
     assert dx.isfinite().all()
 
 
+@pytest.mark.parametrize("temperature", [1.0, 10.0])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize(
+    ("channels", "sampling", "dtype"),
+    [
+        (21, Sampling.transposed_conv(26, 8, kernel_size=16, offset=31, output_size=180), torch.float32),
+        (19, Sampling.interpolate((24, 40), (192, 320)), torch.bfloat16),
+        (150, Sampling.interpolate(24, 96, align_corners=True), torch.float32),
+        (11, Sampling.interpolate((20, 30), (211, 173)), torch.float64),
+    ],
+)
+def test_heads_of_real_shape(
+    backend: Backend, channels: int, sampling: Sampling, dtype: torch.dtype, layout: str, temperature: float
+) -> None:
+    x = LAYOUTS[layout](temperature * torch.randn(1, channels, *sampling.input_size)).to(dtype)
+    check(backend, x, labels_for(x, sampling, 255), sampling, ignore_index=255)
+
+
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("weighted", [False, True], ids=["", "weights"])
