@@ -31,9 +31,7 @@ struct Axis {
   }
 
   // pos(o) - floor(pos(o)) as the exact numerator over den.
-  FCN_HOST_DEVICE int64_t remainder(int64_t o) const {
-    return num * o + off - floor_index(o) * den;
-  }
+  FCN_HOST_DEVICE int64_t remainder(int64_t o) const { return num * o + off - floor_index(o) * den; }
 
   // The first output o >= 0 with floor(pos(o)) >= i (out when there is none).
   FCN_HOST_DEVICE int64_t first_output(int64_t i) const {
@@ -44,9 +42,7 @@ struct Axis {
     return o < out ? o : out;
   }
 
-  FCN_HOST_DEVICE int64_t clamp_index(int64_t i) const {
-    return i < 0 ? 0 : (i < in ? i : in - 1);
-  }
+  FCN_HOST_DEVICE int64_t clamp_index(int64_t i) const { return i < 0 ? 0 : (i < in ? i : in - 1); }
 };
 
 struct Sampling {
@@ -60,10 +56,7 @@ constexpr int kSamplingLength = 11;
 
 template <typename Ints>
 Sampling decode_sampling(const Ints& s) {
-  return Sampling{
-      Axis{s[0], s[1], s[2], s[3], s[4]},
-      Axis{s[5], s[6], s[7], s[8], s[9]},
-      s[10] != 0};
+  return Sampling{Axis{s[0], s[1], s[2], s[3], s[4]}, Axis{s[5], s[6], s[7], s[8], s[9]}, s[10] != 0};
 }
 
 }  // namespace fcn

@@ -198,7 +198,7 @@ def upsample_cross_entropy(
     loss, total = _reduce(loss, pixel_weight, reduction)
     gradient, lse = z.new_empty(0), z.new_empty(0)
     if with_grad and reduction == NONE:
-        lse = z.detach().logsumexp(1)
+        lse = _logsumexp(z)
     elif with_grad:
         g = _cross_entropy_gradient(
             "upsample_cross_entropy", z.detach(), None, target, weight, ignore_index, label_smoothing
@@ -237,6 +237,12 @@ def _cross_entropy(
         loss = loss - label_smoothing / classes * smooth.sum(1)
     loss = torch.where(kept, loss, 0).masked_fill(bad, torch.nan)
     return loss, torch.where(kept, pixel_weight, 0)
+
+
+def _logsumexp(z: Tensor) -> Tensor:
+    """Over the classes; NaN where a logit is infinite, so that ``exp(z - lse)`` is torch's softmax there too."""
+    lse = z.detach().logsumexp(1)
+    return lse.masked_fill(lse.isinf(), torch.nan)
 
 
 def _cross_entropy_gradient(
@@ -449,7 +455,7 @@ def score_cross_entropy(
     z = _scores(x, weight, bias)
     loss, pixel_weight = _cross_entropy("score_cross_entropy", z, target, class_weight, ignore_index, label_smoothing)
     loss, total = _reduce(loss, pixel_weight, reduction)
-    return loss, total, z.detach().logsumexp(1)
+    return loss, total, _logsumexp(z)
 
 
 def score_cross_entropy_backward(

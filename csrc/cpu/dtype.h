@@ -123,12 +123,12 @@ FCN_INLINE void store_as(BFloat16* p, Vec<float> v) {
 }
 
 // Labels of any integer type, kLanes<double> of them, as 64-bit lanes, and back to 32 bits.
-#define FCN_LABEL_LOAD(Label)                                                    \
+#define FCN_LABEL_LOAD(Label)                                                                \
   typedef Label Labels_##Label __attribute__((vector_size(kLanes<double> * sizeof(Label)))); \
-  FCN_INLINE IntVec<double> load_labels(const Label* p) {                        \
-    Labels_##Label v;                                                            \
-    memcpy(&v, p, sizeof(v));                                                    \
-    return __builtin_convertvector(v, IntVec<double>);                           \
+  FCN_INLINE IntVec<double> load_labels(const Label* p) {                                    \
+    Labels_##Label v;                                                                        \
+    memcpy(&v, p, sizeof(v));                                                                \
+    return __builtin_convertvector(v, IntVec<double>);                                       \
   }
 FCN_LABEL_LOAD(uint8_t)
 FCN_LABEL_LOAD(int16_t)

@@ -6,7 +6,6 @@ namespace {
 // Enough units to balance many threads, few enough that their side rows stay a small part of the input.
 constexpr int64_t kWantedUnits = 48;
 
-
 double fraction(const Axis& axis, int64_t o) {
   return static_cast<double>(axis.remainder(o)) / static_cast<double>(axis.den);
 }
@@ -55,10 +54,13 @@ void GeometryPlan::plan_columns(const Axis& axis) {
     fraction_.push_back(fraction_.empty() ? 0.0 : fraction_.back());
     length_.push_back(0);
   }
-  geometry_.columns = Segments{
-      static_cast<int64_t>(index_.size()), static_cast<int>(steps),
-      static_cast<double>(axis.num) / static_cast<double>(axis.den), index_.data(), first_.data(), length_.data(),
-      fraction_.data()};
+  geometry_.columns = Segments{static_cast<int64_t>(index_.size()),
+                               static_cast<int>(steps),
+                               static_cast<double>(axis.num) / static_cast<double>(axis.den),
+                               index_.data(),
+                               first_.data(),
+                               length_.data(),
+                               fraction_.data()};
 }
 
 void GeometryPlan::plan_rows(const Axis& axis) {

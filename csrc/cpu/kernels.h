@@ -27,9 +27,9 @@ struct Segments {
   int steps;      // the longest segment
   double step;    // num / den
   const int64_t* index;
-  const int64_t* first;     // first output column
-  const int32_t* length;    // number of output columns
-  const double* fraction;   // of the first output column
+  const int64_t* first;    // first output column
+  const int32_t* length;   // number of output columns
+  const double* fraction;  // of the first output column
 };
 
 // Output rows that share the input interval [index, index + 1], at most kMaxBandRows of them.
@@ -76,10 +76,10 @@ struct CrossEntropyArgs {
   double* unit_weight;  // [N * unit_count]
   int64_t* unit_bad_label;
   // Per-pixel results, of the arithmetic type, or null.
-  void* pixel_loss;         // [N, H, W]
-  void* pixel_lse;          // [N, H, W], written by the forward
-  const void* pixel_grad;   // [N, H, W], the backward's incoming gradient ...
-  const void* saved_lse;    // ... and what the forward wrote
+  void* pixel_loss;        // [N, H, W]
+  void* pixel_lse;         // [N, H, W], written by the forward
+  const void* pixel_grad;  // [N, H, W], the backward's incoming gradient ...
+  const void* saved_lse;   // ... and what the forward wrote
   // Gradient of the sum (weighted by pixel_grad where given), of the arithmetic type; rows that no unit reads are the
   // caller's to fill.
   Image gradient;  // data null: not wanted
@@ -107,12 +107,14 @@ struct UpsampleArgs {
   Image skip;  // its crop window; data null: none
   double skip_scale;
   Image output;
+  bool pixelwise;  // x and output are channels_last: the channels of a pixel stand together
 };
 
 struct UpsampleBackwardArgs {
   const Geometry* geometry;
   Image grad;
-  Image output;  // the gradient of x
+  Image output;    // the gradient of x
+  bool pixelwise;  // grad and output are channels_last
   // A softmax (or log-softmax) that the gradient passes on the way; data null: none. grad and softmax are contiguous.
   Image softmax;
   bool log;

@@ -1,6 +1,7 @@
 // The table of one instruction set.
-#include "simd.h"
 #include "kernels.h"
+
+#include "simd.h"
 
 namespace fcn {
 namespace FCN_ISA {

@@ -10,9 +10,6 @@ namespace FCN_ISA {
 constexpr int64_t kUnitOutputs = 1 << 15;  // outputs that are worth a unit of their own
 constexpr int64_t kWantedParts = 32;       // units that balance the threads when there are few planes
 
-// Whether the channels of a pixel stand together, so that they fill the lanes.
-inline bool pixelwise(const Image& image) { return image.stride_c == 1 && image.stride_w != 1; }
-
 inline Image plane_of(const Image& image, int64_t n, int64_t c, int64_t item_bytes) {
   Image plane = image;
   plane.data = (char*)image.data + (n * image.stride_n + c * image.stride_c) * item_bytes;
@@ -59,13 +56,28 @@ inline PlaneRun plane_run(int64_t unit, const Image& image, const Geometry& g, i
 template <typename T>
 struct PlaneBlock : Block<T> {
   Vec<T> fractions[kMaxSteps], complements[kMaxSteps];
+  bool has_zero;  // some segment starts on an input column
   PlaneBlock(const Geometry& g, int64_t begin) : Block<T>(g, begin) {
     for (int k = 0; k < kMaxSteps; ++k) {
       fractions[k] = this->fraction + T(k) * (T)g.columns.step;
       complements[k] = T(1) - fractions[k];
     }
+    has_zero = any(fractions[0] == Vec<T>{});
   }
 };
+
+// Blocks that are full of segments where the row has enough of them: the last one starts earlier and computes some
+// pixels a second time. Only for kernels that store, not for those that add.
+template <typename T>
+inline int64_t make_overlapping_blocks(const Geometry& g, PlaneBlock<T>* blocks) {
+  constexpr int64_t L = kLanes<T>;
+  int64_t segments = 0, count = 0;
+  while (segments < g.columns.count && g.columns.length[segments] > 0) ++segments;
+  for (int64_t s = 0; s < segments; s += L) {
+    put(blocks + count++, PlaneBlock<T>(g, s + L <= segments || segments < L ? s : segments - L));
+  }
+  return count;
+}
 
 // a (1 - f) + b f; a row of weight zero is not read.
 template <typename T>

@@ -11,8 +11,6 @@
 #include <stdint.h>
 #include <string.h>
 
-#include <new>
-
 #if defined(__SSE2__)
 #include <immintrin.h>
 #endif
@@ -134,12 +132,12 @@ FCN_INLINE Vec<T> shuffle(Vec<T> a, Vec<T> b, Pattern) {
   } else if constexpr (L == 4) {
     return FCN_SHUFFLE_LANES(FCN_LANE(0), FCN_LANE(1), FCN_LANE(2), FCN_LANE(3));
   } else if constexpr (L == 8) {
-    return FCN_SHUFFLE_LANES(FCN_LANE(0), FCN_LANE(1), FCN_LANE(2), FCN_LANE(3), FCN_LANE(4), FCN_LANE(5),
-                             FCN_LANE(6), FCN_LANE(7));
+    return FCN_SHUFFLE_LANES(FCN_LANE(0), FCN_LANE(1), FCN_LANE(2), FCN_LANE(3), FCN_LANE(4), FCN_LANE(5), FCN_LANE(6),
+                             FCN_LANE(7));
   } else {
-    return FCN_SHUFFLE_LANES(FCN_LANE(0), FCN_LANE(1), FCN_LANE(2), FCN_LANE(3), FCN_LANE(4), FCN_LANE(5),
-                             FCN_LANE(6), FCN_LANE(7), FCN_LANE(8), FCN_LANE(9), FCN_LANE(10), FCN_LANE(11),
-                             FCN_LANE(12), FCN_LANE(13), FCN_LANE(14), FCN_LANE(15));
+    return FCN_SHUFFLE_LANES(FCN_LANE(0), FCN_LANE(1), FCN_LANE(2), FCN_LANE(3), FCN_LANE(4), FCN_LANE(5), FCN_LANE(6),
+                             FCN_LANE(7), FCN_LANE(8), FCN_LANE(9), FCN_LANE(10), FCN_LANE(11), FCN_LANE(12),
+                             FCN_LANE(13), FCN_LANE(14), FCN_LANE(15));
   }
 #undef FCN_LANE
 }
@@ -276,6 +274,12 @@ inline void stream_fence() {
 #if defined(__SSE2__)
   _mm_sfence();
 #endif
+}
+
+// Puts a trivially copyable object into scratch.
+template <typename U>
+FCN_INLINE void put(U* to, const U& value) {
+  memcpy((void*)to, &value, sizeof(U));
 }
 
 // Denormal results flush to zero while one of these lives: a softmax tail far below 1e-38 would otherwise trap to

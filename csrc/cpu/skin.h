@@ -41,8 +41,8 @@ inline LabelType label_type_of(const char* op, const char* name, ScalarType dtyp
 }
 
 inline Image image_of(const char* op, const Tensor& t) {
-  return Image{t.data_ptr(), dtype_of(op, t), t.size(0), t.size(1), t.size(2), t.size(3),
-               t.stride(0),  t.stride(1),     t.stride(2), t.stride(3)};
+  return Image{t.data_ptr(), dtype_of(op, t), t.size(0),   t.size(1),   t.size(2),
+               t.size(3),    t.stride(0),     t.stride(1), t.stride(2), t.stride(3)};
 }
 
 // Calls run(unit, scratch) for every unit in [0, units) on torch's thread pool. Workers take units as they become

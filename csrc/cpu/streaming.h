@@ -27,8 +27,8 @@ inline Tensor adjoint(const char* op, const Tensor& grad_any, const std::vector<
     args.softmax = image_of(op, softmax);
     args.dot = dot.data_ptr();
     args.log = log;
-  } else if (is_channels_last(out) != is_channels_last(grad)) {
-    grad = torch::stable::contiguous(grad_any);
+  } else {
+    args.pixelwise = is_channels_last(grad);
   }
   args.grad = image_of(op, grad);
   args.output = image_of(op, out);

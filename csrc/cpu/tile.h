@@ -100,7 +100,7 @@ template <typename AnyBlock>
 inline int64_t make_blocks(const Geometry& g, AnyBlock* blocks) {
   int64_t count = 0;
   for (int64_t s = 0; s < g.columns.count && g.columns.length[s] > 0; s += AnyBlock::L) {
-    new (blocks + count++) AnyBlock(g, s);
+    put(blocks + count++, AnyBlock(g, s));
   }
   return count;
 }
@@ -210,8 +210,12 @@ template <typename T>
 class GradientRows {
  public:
   GradientRows(const Image& out, void* sides, int64_t channels, const Geometry& g, Arena& arena)
-      : out_(out), sides_((T*)sides), g_(g), pitch_(padded_width(g.in_width)),
-        size_(channels * pitch_), channels_(channels) {
+      : out_(out),
+        sides_((T*)sides),
+        g_(g),
+        pitch_(padded_width(g.in_width)),
+        size_(channels * pitch_),
+        channels_(channels) {
     // Left and right taps have rows of their own: the two overlap by all but one column, and a load that meets half of
     // a recent store stalls.
     for (Slot& slot : slots_) slot.data = arena.take<T>(2 * size_);

@@ -14,8 +14,8 @@ Tensor run(const char* op, const Tensor& x, const std::vector<int64_t>& encoded,
   const GeometryPlan plan(sampling, x.size(0));
   UpsampleArgs args{};
   args.geometry = &plan.geometry();
-  const Tensor input = is_channels_last(out) && !is_channels_last(x) ? torch::stable::contiguous(x) : x;
-  args.x = image_of(op, input);
+  args.x = image_of(op, x);
+  args.pixelwise = is_channels_last(x);
   args.output = image_of(op, out);
   args.skip_scale = scale;
   if (skip) {

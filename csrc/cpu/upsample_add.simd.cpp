@@ -9,6 +9,8 @@ namespace FCN_ISA {
 
 namespace {
 
+constexpr int64_t kRowsAhead = 4;  // of prefetching
+
 template <typename T, typename In>
 class Upsample {
   static constexpr int L = kLanes<T>;
@@ -17,14 +19,13 @@ class Upsample {
  public:
   Upsample(const UpsampleArgs& args, void* scratch)
       : args_(args), g_(*args.geometry), arena_(scratch), scale_((T)args.skip_scale) {
-    if (pixelwise(args.output)) {
+    if (args.pixelwise) {
       const int64_t row = (g_.in_width + 1) * args.x.channels + L;  // and a pixel of zeros
       top_ = arena_.take<T>(row);
       bottom_ = arena_.take<T>(row);
       blend_ = arena_.take<T>(row);
     } else {
       blocks_ = arena_.take<PlaneBlock<T>>(g_.columns.count / L);
-      blend_ = arena_.take<T>(padded_width(g_.in_width));
       line_ = arena_.take<In>(g_.out_width);
       Arena counting = arena_;
       const Image plane = plane_of(args.x, 0, 0, 0);
@@ -37,11 +38,11 @@ class Upsample {
   int64_t scratch_bytes() const { return bytes_; }
 
   void run(int64_t unit) {
-    if (pixelwise(args_.output)) {
+    if (args_.pixelwise) {
       const Chunk chunk = chunk_of(unit, args_.x.batch, g_.band_count);
       return pixels(chunk.item, chunk.begin, chunk.end);
     }
-    block_count_ = make_blocks(g_, blocks_);
+    block_count_ = make_overlapping_blocks<T>(g_, blocks_);
     const PlaneRun run = plane_run(unit, args_.x, g_, g_.band_count);
     for (int64_t p = run.begin; p < run.end; ++p) {
       plane(p / args_.x.channels, p % args_.x.channels, run.rows_begin, run.rows_end);
@@ -57,35 +58,47 @@ class Upsample {
     In* out = (In*)args_.output.data + n * args_.output.stride_n + c * args_.output.stride_c;
     const In* skip = (const In*)args_.skip.data + n * args_.skip.stride_n + c * args_.skip.stride_c;
     const bool stream = leaves_cache(args_.output, sizeof(In));
-    for (int64_t b = band_begin; b < band_end; ++b) {
-      const Band& band = g_.bands[b];
-      rows.move_to(band.index);
-      for (int64_t row = band.begin; row < band.end; ++row) {
-        blend_rows(rows.top, rows.bottom, (T)g_.row_fraction[row], rows.pitch, blend_);
-        In* to = out + row * args_.output.stride_h;
-        with_steps(g_.columns.steps, [&](auto steps) {
-          this->expand<steps.value>(stream ? line_ : to, skip + row * args_.skip.stride_h);
-        });
-        if (stream) stream_copy(to, line_, g_.out_width * (int64_t)sizeof(In));
+    with_steps(g_.columns.steps, [&](auto steps) {
+      for (int64_t b = band_begin; b < band_end; ++b) {
+        const Band& band = g_.bands[b];
+        rows.move_to(band.index);
+        for (int64_t row = band.begin; row < band.end; ++row) {
+          In* to = out + row * args_.output.stride_h;
+          this->expand<steps.value>(rows.top, rows.bottom, (T)g_.row_fraction[row], stream ? line_ : to,
+                                    skip + row * args_.skip.stride_h);
+          if (stream) stream_copy(to, line_, g_.out_width * (int64_t)sizeof(In));
+        }
       }
-    }
+    });
   }
 
+  // One output row. Both interpolations in registers: a blended row in memory would be read back across the borders of
+  // the vectors just stored, which stalls.
   template <int K>
-  FCN_NOINLINE void expand(In* FCN_RESTRICT out, const In* FCN_RESTRICT skip) const {
+  FCN_INLINE void expand(const T* top, const T* bottom, T fy, In* FCN_RESTRICT out, const In* FCN_RESTRICT skip) const {
     const bool add = args_.skip.data != nullptr, fast = !add || args_.skip.stride_w == 1;
+    const T gy = T(1) - fy;
     for (int64_t b = 0; b < block_count_; ++b) {
       const PlaneBlock<T>& block = blocks_[b];
-      const V left = block.load_left(blend_), right = block.load_right(blend_);
+      V left = block.load_left(top), right = block.load_right(top);
+      if (fy != T(0)) {
+        left = gy * left + fy * block.load_left(bottom);
+        right = gy * right + fy * block.load_right(bottom);
+      }
       V v[K];
-      // A tap of weight zero is not read: only a segment's first fraction can be zero.
-      v[0] = weigh<T>(left, right, block.fractions[0]);
-      for (int k = 1; k < K; ++k) v[k] = block.complements[k] * left + block.fractions[k] * right;
+      if (block.has_zero) {  // a tap of weight zero is not read
+        for (int k = 0; k < K; ++k) v[k] = weigh<T>(left, right, block.fractions[k]);
+      } else {
+        for (int k = 0; k < K; ++k) v[k] = block.complements[k] * left + block.fractions[k] * right;
+      }
       if constexpr (is_power_of_two(K)) {
         if (block.full && fast) {
           interleave<T, K>(v);
           for (int k = 0; k < K; ++k) {
             const int64_t o = block.first[0] + k * L;
+            // Short rows end before the processor's own prefetching has caught up.
+            if (add) __builtin_prefetch(skip + o + kRowsAhead * args_.skip.stride_h);
+            __builtin_prefetch(out + o + kRowsAhead * args_.output.stride_h, 1);
             if (add) v[k] += scale_ * load_as(skip + o);
             store_as(out + o, v[k]);
           }
@@ -174,7 +187,7 @@ class Upsample {
 
 int64_t upsample_units(const UpsampleArgs& args) {
   const Geometry& g = *args.geometry;
-  return pixelwise(args.output) ? chunk_count(args.x.batch, g.band_count) : plane_units(args.x, g, g.band_count);
+  return args.pixelwise ? chunk_count(args.x.batch, g.band_count) : plane_units(args.x, g, g.band_count);
 }
 
 int64_t upsample_scratch(const UpsampleArgs& args) {

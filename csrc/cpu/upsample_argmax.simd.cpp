@@ -1,7 +1,7 @@
 // Argmax of upsampled logits. A bilinear value lies between its four corners, so a class whose largest corner is below
 // another's smallest can win nowhere in the tile: only the classes that remain are interpolated, and where one class
-// leads at all four corners of every lane the tile is filled. A lead counts only beyond the rounding margin; ties inside
-// it are decided pixel by pixel, in a form that is the same for equal inputs, the lowest index first.
+// leads at all four corners of every lane the tile is filled. A lead counts only beyond the rounding margin; ties
+// inside it are decided pixel by pixel, in a form that is the same for equal inputs, the lowest index first.
 #include "chain.h"
 #include "steps.h"
 

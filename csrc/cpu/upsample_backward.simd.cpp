@@ -18,9 +18,8 @@ class UpsampleBackward {
   using V = Vec<T>;
 
  public:
-  UpsampleBackward(const UpsampleBackwardArgs& args, void* scratch)
-      : args_(args), g_(*args.geometry), arena_(scratch) {
-    const int64_t inner = pixelwise(args.grad) ? args.grad.channels : 1;
+  UpsampleBackward(const UpsampleBackwardArgs& args, void* scratch) : args_(args), g_(*args.geometry), arena_(scratch) {
+    const int64_t inner = args.pixelwise ? args.grad.channels : 1;
     sum_ = arena_.take<T>((g_.out_width + L) * inner);
     if (inner == 1) {
       row_ = arena_.take<T>(2 * padded_width(g_.in_width));
@@ -33,7 +32,7 @@ class UpsampleBackward {
   int64_t scratch_bytes() const { return arena_.used; }
 
   void run(int64_t unit) {
-    if (pixelwise(args_.grad)) {
+    if (args_.pixelwise) {
       const Chunk chunk = chunk_of(unit, args_.grad.batch, g_.in_height);
       return pixels(chunk.item, chunk.begin, chunk.end);
     }
@@ -194,7 +193,7 @@ void dot_row(const UpsampleBackwardArgs& args, int64_t unit) {
 
 int64_t upsample_backward_units(const UpsampleBackwardArgs& args) {
   const Geometry& g = *args.geometry;
-  return pixelwise(args.grad) ? chunk_count(args.grad.batch, g.in_height) : plane_units(args.grad, g, g.in_height);
+  return args.pixelwise ? chunk_count(args.grad.batch, g.in_height) : plane_units(args.grad, g, g.in_height);
 }
 
 int64_t upsample_backward_scratch(const UpsampleBackwardArgs& args) {

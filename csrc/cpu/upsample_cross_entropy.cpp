@@ -26,7 +26,8 @@ int64_t label_at(const Tensor& target, int64_t i) {
 struct Call {
   Call(const Tensor& x, const Tensor& target_any, const std::optional<Tensor>& weight_any,
        const std::vector<int64_t>& encoded, int64_t ignore_index, double label_smoothing)
-      : sampling(checked_sampling(kName, encoded)), plan(sampling, x.size(0)),
+      : sampling(checked_sampling(kName, encoded)),
+        plan(sampling, x.size(0)),
         target(torch::stable::contiguous(target_any)) {
     const Axis &rows = sampling.rows, &cols = sampling.cols;
     check_image(kName, "x", x, rows.in, cols.in);
@@ -105,8 +106,7 @@ struct Call {
         for (int64_t unit = 0; unit < g.unit_count; ++unit) {
           const int64_t y = g.units[unit].side_row;
           if (y < 0) continue;
-          const T* from =
-              static_cast<const T*>(args.side) + ((n * g.unit_count + unit) * out.channels + c) * out.width;
+          const T* from = static_cast<const T*>(args.side) + ((n * g.unit_count + unit) * out.channels + c) * out.width;
           T* to = static_cast<T*>(out.data) + n * out.stride_n + c * out.stride_c + y * out.stride_h;
           for (int64_t x = 0; x < out.width; ++x) to[x * out.stride_w] += from[x];
         }
@@ -134,9 +134,11 @@ Tensor scalar(const Tensor& like, ScalarType dtype, double value) {
   return t;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> upsample_cross_entropy(
-    const Tensor& x, const Tensor& target, const std::optional<Tensor>& weight, const std::vector<int64_t>& sampling,
-    int64_t ignore_index, int64_t reduction, double label_smoothing, bool with_grad) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> upsample_cross_entropy(const Tensor& x, const Tensor& target,
+                                                                  const std::optional<Tensor>& weight,
+                                                                  const std::vector<int64_t>& sampling,
+                                                                  int64_t ignore_index, int64_t reduction,
+                                                                  double label_smoothing, bool with_grad) {
   Call call(x, target, weight, sampling, ignore_index, label_smoothing);
   const ScalarType dtype = call.dtype;
   const bool per_pixel = reduction == kNone;

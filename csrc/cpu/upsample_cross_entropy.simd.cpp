@@ -20,8 +20,13 @@ class CrossEntropy {
 
  public:
   CrossEntropy(const CrossEntropyArgs& args, void* scratch)
-      : args_(args), g_(*args.geometry), classes_(args.x.channels), arena_(scratch), rows_(args.x, g_, arena_),
-        gradient_rows_(args.gradient, args.side, classes_, g_, arena_), chains_(classes_, kMaxBandRows, g_, arena_) {
+      : args_(args),
+        g_(*args.geometry),
+        classes_(args.x.channels),
+        arena_(scratch),
+        rows_(args.x, g_, arena_),
+        gradient_rows_(args.gradient, args.side, classes_, g_, arena_),
+        chains_(classes_, kMaxBandRows, g_, arena_) {
     direct_gradient_ = arena_.take<T>(classes_ * 4 * L);
     direct_ = arena_.take<T>(classes_ * L);
     onehot_ = arena_.take<T>((classes_ + 1) * 4 * L);
@@ -257,7 +262,8 @@ class CrossEntropy {
   void add_loss(const Block<T>& block, int64_t row, T fy, const V* log_s) {
     if (args_.pixel_loss) {
       for (int k = 0; k < K; ++k) {
-        const V smooth = smoothing_ != T(0) ? smooth_ * ((T)args_.weight_sum * log_s[k] - linear_at(linear_, fy, k)) : V{};
+        const V smooth =
+            smoothing_ != T(0) ? smooth_ * ((T)args_.weight_sum * log_s[k] - linear_at(linear_, fy, k)) : V{};
         for (int l = 0; l < L; ++l) {
           if (k >= block.length[l]) continue;
           const int32_t label = this->label(k, l);
@@ -387,11 +393,12 @@ class CrossEntropy {
   void add_direct_gradient(T fy, int k, V s) {
     if (!any_direct_) memset(direct_gradient_, 0, classes_ * 4 * L * sizeof(T));
     any_direct_ = true;
-    const V zero{}, w = coefficient(k), q = w == zero ? zero : w / s, f = chains_.fraction[k], f1 = T(1) - f;
+    const V zero{}, w = coefficient(k), q = w == zero ? zero : w / s, f = chains_.fraction[k], f1 = T(1) - f,
+                    counts = valid(k);
     const T top = T(1) - fy;
     if (smoothing_ != T(0)) add_valid_corners(k, fy);
     for (int64_t c = 0; c < classes_; ++c) {
-      V p = q * load(direct_ + c * L);
+      V p = counts == zero ? zero : q * load(direct_ + c * L);  // an ignored pixel's logits may be NaN
       for (int l = 0; l < L; ++l) {
         if (label(k, l) == c) {
           const T w_label = (T(1) - smoothing_) * weight_[c];

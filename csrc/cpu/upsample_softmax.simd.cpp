@@ -30,12 +30,8 @@ class Softmax {
     tiles_ = arena_.take<Tile>(g_.columns.count / L);
     line_ = arena_.take<Out>(g_.out_width);
     for (int64_t s = 0; s < g_.columns.count && (s == 0 || g_.columns.length[s] > 0); s += L) {
-      if (scratch) {
-        new (tiles_ + count_) Tile(g_, s, classes_, arena_);
-      } else {
-        Tile(g_, s, classes_, arena_);
-      }
-      ++count_;
+      const Tile tile(g_, s, classes_, arena_);
+      if (scratch) put(tiles_ + count_++, tile);
     }
     stream_ = leaves_cache(args.output, sizeof(Out));
   }
