@@ -1,12 +1,13 @@
 # Every target sets up .venv by itself; a second run does nothing twice.
-#   make demo     the main job: fused heads against eager PyTorch and torch.compile, on real photographs
+#   make demo     the main job in about a minute: fused heads against eager PyTorch and torch.compile, on photographs
 #   make test     the test suite
-#   make bench    the benchmark suites
+#   make bench    the main job in full, every workload with its goal (about ten minutes)
+#   make suites   the pytest-benchmark suites
 #   make lint     ruff and clang-format
 #   make format   what ruff and clang-format can mend
 #   make cuda     compile the CUDA part too (needs nvcc, not a GPU)
 #   make clean    remove what was built, but not .venv
-# ARGS adds options: make demo ARGS=--quick, make test ARGS="-k argmax".
+# ARGS adds options: make bench ARGS=--list, make test ARGS="-k argmax".
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
@@ -19,15 +20,18 @@ BUILD := $(shell nvidia-smi -L 2>/dev/null | grep -q GPU && echo auto || echo cp
 INSTALLED := $(VENV)/.installed-$(BUILD)
 SOURCES := $(wildcard csrc/* csrc/cpu/* csrc/cuda/*) setup.py build_kernels.py pyproject.toml
 
-.PHONY: demo test bench lint format cuda clean
+.PHONY: demo test bench suites lint format cuda clean
 
 demo: $(INSTALLED)
-	$(BIN)/fcn-kernels bench $(ARGS)
+	$(BIN)/fcn-kernels bench --quick $(ARGS)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest $(ARGS)
 
 bench: $(INSTALLED)
+	$(BIN)/fcn-kernels bench $(ARGS)
+
+suites: $(INSTALLED)
 	$(BIN)/python -m pytest benchmarks $(ARGS)
 
 lint: $(INSTALLED)

@@ -1,0 +1,115 @@
+"""Every instruction set that the extension was built for and this processor has, forced in turn, on every CPU kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from budget import check_budget
+from cases import ADVERSARIAL, DTYPES, LAYOUTS, SAMPLINGS
+from torch import Tensor
+
+import fcn_kernels as fk
+from fcn_kernels import Sampling, reference
+from fcn_kernels._library import load_extension
+
+EXTENSION = load_extension()
+pytestmark = pytest.mark.skipif(EXTENSION is None, reason="the package was built without C++ kernels")
+CLASSES = 19  # a full vector and a rest in every instruction set
+
+
+def supported() -> list[str]:
+    found = []
+    for name in EXTENSION.built()["instruction_sets"] if EXTENSION else []:
+        before = EXTENSION.instruction_set()
+        try:
+            EXTENSION.use_instruction_set(name)
+        except ValueError:  # this processor lacks it
+            continue
+        found.append(name)
+        EXTENSION.use_instruction_set(before)
+    return found
+
+
+@pytest.fixture(params=supported())
+def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
+    before = EXTENSION.instruction_set()
+    EXTENSION.use_instruction_set(request.param)
+    assert EXTENSION.instruction_set() == request.param
+    yield request.param
+    EXTENSION.use_instruction_set(before)
+
+
+def evaluate(x: Tensor, sampling: Sampling, skip: Tensor, target: Tensor, ops: object) -> dict[str, Tensor]:
+    """Value and gradient of every kernel; `ops` is the namespace of the operators or of their specification."""
+    code = sampling.encode()
+    grad = skip[..., : code[1], : code[6]]
+    soft, log = ops.upsample_softmax(x, code, False), ops.upsample_softmax(x, code, True)
+    half = x.dtype in (torch.float16, torch.bfloat16)
+    weight = torch.linspace(0.5, 2, CLASSES, dtype=torch.float32 if half else x.dtype)
+    loss, total, gradient, _ = ops.upsample_cross_entropy(x, target, weight, code, 255, 1, 0.1, True)
+    each, _, _, lse = ops.upsample_cross_entropy(x, target, None, code, 255, 0, 0.0, True)
+    return {
+        "upsample": ops.upsample(x, code),
+        "upsample_add": ops.upsample_add(x, skip, code, [1, 1], 0.5),
+        "upsample_backward": ops.upsample_backward(grad, code),
+        "upsample_softmax": soft,
+        "upsample_log_softmax": log,
+        "upsample_softmax_backward": ops.upsample_softmax_backward(grad, soft, code, False),
+        "upsample_log_softmax_backward": ops.upsample_softmax_backward(grad, log, code, True),
+        "loss": loss,
+        "gradient": gradient / total,
+        "losses": each,
+        "losses_backward": ops.upsample_cross_entropy_backward(
+            torch.ones_like(each), x, target, None, lse, code, 255, 0.0
+        ),
+    }
+
+
+def compare(x: Tensor, sampling: Sampling) -> None:
+    size = sampling.output_size
+    skip = torch.randn(x.shape[0], CLASSES, size[0] + 1, size[1] + 1).to(x.dtype)
+    target = torch.randint(0, CLASSES, (x.shape[0], *size))
+    target[torch.rand(target.shape) < 0.2] = 255
+    ours = evaluate(x, sampling, skip, target, torch.ops.fcn_kernels)
+    plain = evaluate(x, sampling, skip, target, reference)
+    oracle = evaluate(x.double(), sampling, skip.double(), target, reference)
+    reached = float(target[0].numel())  # all outputs may read one input
+    for name, value in ours.items():
+        check_budget(value, plain[name], oracle[name], x, gain=reached)
+    labels = torch.ops.fcn_kernels.upsample_argmax(x, sampling.encode(), torch.int64, False)[0]
+    top = oracle["upsample"].topk(2, dim=1).values
+    lead = 1e-5 * x.double().abs().max()
+    clear = top[:, 0] - top[:, 1] > lead
+    assert torch.equal(labels[clear], oracle["upsample"].argmax(1)[clear])
+
+
+@pytest.mark.parametrize("sampling", [s for _, s in SAMPLINGS], ids=[name for name, _ in SAMPLINGS])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_kernels(instruction_set: str, dtype: torch.dtype, sampling: Sampling) -> None:
+    for layout in ("contiguous", "channels_last", "sliced"):
+        compare(LAYOUTS[layout](torch.randn(2, CLASSES, *sampling.input_size).to(dtype)), sampling)
+
+
+@pytest.mark.parametrize("values", ["hot", "very-hot", "jumps", "constant", "offset", "negative-offset", "trained"])
+def test_adversarial_values(instruction_set: str, values: str) -> None:
+    sampling = Sampling.interpolate((9, 21), (36, 168))
+    compare(ADVERSARIAL[values](torch.randn(1, CLASSES, 9, 21)), sampling)
+
+
+@pytest.mark.parametrize("values", ["nan", "inf", "minus-inf", "masked-class"])
+def test_values_that_are_not_finite(instruction_set: str, values: str) -> None:
+    sampling = Sampling.interpolate((9, 21), (36, 168))
+    x = ADVERSARIAL[values](torch.randn(1, CLASSES, 9, 21))
+    code = sampling.encode()
+    target = torch.randint(1, CLASSES, (1, 36, 168))
+    for log in (False, True):
+        ours = torch.ops.fcn_kernels.upsample_softmax(x, code, log)
+        check_budget(
+            ours, reference.upsample_softmax(x, code, log), reference.upsample_softmax(x.double(), code, log), x
+        )
+    with fk.use_backend("reference"):
+        expected = fk.upsample_cross_entropy(x, target, sampling, reduction="none")
+        oracle = fk.upsample_cross_entropy(x.double(), target, sampling, reduction="none")
+    check_budget(fk.upsample_cross_entropy(x, target, sampling, reduction="none"), expected, oracle, x)
