@@ -19,6 +19,9 @@ if not torch.cuda.is_available():
 import fcn_kernels
 from fcn_kernels import backends
 
+# The images are tiny, and threads would wait for each other only; test_determinism.py varies their number.
+torch.set_num_threads(1)
+
 
 class Backend(NamedTuple):
     """A backend that is in use while the test runs, and the device of its tensors."""
