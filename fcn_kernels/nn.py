@@ -100,7 +100,7 @@ class BilinearConvTranspose2d(nn.Module):
             if not error <= 2 * torch.finfo(loaded.dtype).eps:
                 error_messages = args[-1]
                 error_messages.append(
-                    f"{prefix}weight is not the bilinear filter (it differs by {error:.3g}), so this layer was learned: "
+                    f"{prefix}weight is not the bilinear filter (it differs by {error:.3g}), so it was learned: "
                     "use nn.ConvTranspose2d or fcn_kernels.conv_transpose_add"
                 )
         super()._load_from_state_dict(state_dict, prefix, *args)
