@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -354,3 +355,29 @@ def test_refused(call, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message) as raised:
         call()
     assert str(raised.value).startswith("upsample_cross_entropy: ")
+
+
+@pytest.mark.parametrize("weight", [None, 100.0])
+@pytest.mark.parametrize(("reduction", "scale"), [("mean", 1.0), ("none", 65536.0)])
+@pytest.mark.parametrize("jump", [80.0, 84.0, 88.0, 93.0])
+def test_a_class_that_rises_from_underflow(
+    backend: Backend, jump: float, reduction: str, scale: float, weight: float | None
+) -> None:
+    """The smaller e_0, the larger the sums that multiply it."""
+    x = torch.full((1, 2, 2, 40), -65.8)
+    x[:, 1, :, 0::2], x[:, 1, :, 1::2] = -jump, 0.0
+    target = torch.zeros(1, 16, 320, dtype=torch.long)
+    weights = None if weight is None else torch.tensor([weight, 1.0])
+
+    def gradient(f: Callable[..., torch.Tensor], dtype: torch.dtype, device: str) -> torch.Tensor:
+        y = x.to(device, dtype).requires_grad_()
+        w = None if weights is None else weights.to(device, dtype)
+        loss = f(y, target.to(device), weight=w, reduction=reduction)
+        return torch.autograd.grad((scale * loss).sum(), y)[0].cpu()
+
+    def specified(y: torch.Tensor, t: torch.Tensor, **options: object) -> torch.Tensor:
+        return F.cross_entropy(F.interpolate(y, size=t.shape[1:], mode="bilinear"), t, **options)
+
+    ours = gradient(fk.upsample_cross_entropy, torch.float32, backend.device)
+    oracle = gradient(specified, torch.float64, "cpu")
+    torch.testing.assert_close(ours.double(), oracle, rtol=0, atol=1e-5 * oracle.abs().max().item())

@@ -97,13 +97,7 @@ class Chains {
     }
   }
 
-  // log S_k, 0 for steps that are no pixel; false where the chains have lost too much (and NaN counts as lost).
-  template <int K>
-  bool log_sums(const Block<T>& block, V needed, const V* s, V* log_s) const {
-    for (int k = 0; k < K; ++k) log_s[k] = vlog(s[k]);
-    return enough<K>(block, needed, log_s);
-  }
-
+  // Whether log S_k reaches what is needed everywhere, and NaN does not; steps that are no pixel get 0.
   template <int K>
   bool enough(const Block<T>& block, V needed, V* log_s) const {
     if (!block.full) {

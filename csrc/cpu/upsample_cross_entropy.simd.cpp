@@ -314,12 +314,25 @@ class CrossEntropy {
     valid_corners_[kBottomRight] += fy * right;
   }
 
-  // q_k and q_k f_k of a row, for finish_tile.
+  // q_k and q_k f_k of a row, for finish_tile. Horner's sums reach sum_k |w_k| p_k / e_0, and e_0 may be the smallest
+  // normal number: they are kept below 1 / (2 e_0) by coefficients over 16 max |w_k|, which the row's factors undo.
   template <int K>
   void keep_coefficients(int slot, const V* s) {
     V* q = coefficients_ + slot * 2 * kMaxSteps;
+    V largest = broadcast(T(1));
+    if (args_.weight || args_.pixel_grad) {
+      largest = V{};
+      for (int k = 0; k < K; ++k) {
+        const V w = coefficient(k);
+        largest = vmax(largest, vmax(w, -w));
+      }
+      largest = largest > V{} ? largest : broadcast(T(1));
+    }
+    const V scale = kMaxSteps * 2 * largest, inverse = T(1) / scale;
+    factors_[2 * slot] = (T(1) - row_fraction_[slot]) * scale;
+    factors_[2 * slot + 1] = row_fraction_[slot] * scale;
     for (int k = 0; k < K; ++k) {
-      const V w = coefficient(k);
+      const V w = coefficient(k) * inverse;
       q[k] = w == V{} ? V{} : w / s[k];  // steps that are no pixel have no meaningful sum
       q[kMaxSteps + k] = q[k] * chains_.fraction[k];
       if (smoothing_ != T(0)) add_valid_corners(k, row_fraction_[slot]);
@@ -344,11 +357,11 @@ class CrossEntropy {
       const V e = load(chain);
       right = right * e;
       const V left = sum * e - right;
-      const T fy = row_fraction_[row], top = T(1) - fy;
+      const V top = factors_[2 * row], bottom = factors_[2 * row + 1];
       corners[kTopLeft] += top * left;
       corners[kTopRight] += top * right;
-      corners[kBottomLeft] += fy * left;
-      corners[kBottomRight] += fy * right;
+      corners[kBottomLeft] += bottom * left;
+      corners[kBottomRight] += bottom * right;
     }
   }
 
@@ -466,6 +479,7 @@ class CrossEntropy {
   T smoothing_, smooth_;
   bool want_gradient_, plain_, any_direct_, usable_[kMaxBandRows];
   V linear_[4], valid_corners_[4], coefficients_[kMaxBandRows * 2 * kMaxSteps], sums_[kMaxBandRows * kMaxSteps];
+  V factors_[kMaxBandRows * 2];
   T row_fraction_[kMaxBandRows];
   T pixel_weight_[kMaxSteps * L], pixel_grad_[kMaxSteps * L];
   int32_t label_[kMaxSteps * L];
