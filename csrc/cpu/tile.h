@@ -51,11 +51,13 @@ struct Block {
   int64_t left[L], right[L];
   int64_t first[L];  // first output column
   int32_t length[L];
+  int lanes;  // the lanes from here on have no output
   Vec<T> fraction;
 
   Block(const Geometry& g, int64_t begin) {  // segments begin ... begin + L - 1
     const Segments& s = g.columns;
     contiguous = full = uniform = true;
+    lanes = 0;
     T f[L];
     for (int l = 0; l < L; ++l) {
       const int64_t i = s.index[begin + l];
@@ -63,6 +65,7 @@ struct Block {
       right[l] = padded_column(i + 1, g.in_width);
       first[l] = s.first[begin + l];
       length[l] = s.length[begin + l];
+      if (length[l] > 0) lanes = l + 1;
       f[l] = (T)s.fraction[begin + l];
       contiguous &= left[l] == left[0] + l && right[l] == left[l] + 1;
       full &= length[l] == s.steps && first[l] == first[0] + l * s.steps;

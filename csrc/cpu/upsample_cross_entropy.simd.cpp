@@ -120,6 +120,7 @@ class CrossEntropy {
     const bool finite = chains_.start_tile(rows_, block);
     if (smoothing_ != T(0)) sum_corners();
     any_direct_ = false;
+    tile_loss_ = V{};
     for (V& v : valid_corners_) v = V{};
     for (int k = 0; k < g_.columns.steps; ++k) {
       for (int l = 0; l < (block.uniform ? 1 : L); ++l) {
@@ -176,21 +177,23 @@ class CrossEntropy {
       weight_total_ += steps * L;
       return;
     }
-    V total{};
+    for (int i = 0; i < steps * L; ++i) label_[i] = (int32_t)classes_;
     for (int k = 0; k < steps; ++k) {
-      for (int l = 0; l < L; ++l) {
-        const int32_t label = k < block.length[l] ? labels[block.first[l] + k] : (int32_t)classes_;
+      store(pixel_weight_ + k * L, V{});
+      store(pixel_grad_ + k * L, V{});
+    }
+    const T* grad = (const T*)args_.pixel_grad + (n_ * g_.out_height + row) * g_.out_width;
+    for (int l = 0; l < block.lanes; ++l) {
+      for (int k = 0; k < block.length[l]; ++k) {
+        const int32_t label = labels[block.first[l] + k];
         label_[k * L + l] = label;
         pixel_weight_[k * L + l] = weight_[label];
+        if (args_.pixel_grad) pixel_grad_[k * L + l] = grad[block.first[l] + k];
       }
-      total += load(pixel_weight_ + k * L);
     }
-    for (int l = 0; l < L; ++l) weight_total_ += (double)total[l];
-    if (!args_.pixel_grad) return;
-    const T* grad = (const T*)args_.pixel_grad + (n_ * g_.out_height + row) * g_.out_width;
-    for (int k = 0; k < steps; ++k) {
-      for (int l = 0; l < L; ++l) pixel_grad_[k * L + l] = k < block.length[l] ? grad[block.first[l] + k] : T(0);
-    }
+    V total{};
+    for (int k = 0; k < steps; ++k) total += load(pixel_weight_ + k * L);
+    for (int l = 0; l < block.lanes; ++l) weight_total_ += (double)total[l];
   }
 
   int32_t label(int k, int l) const { return plain_ ? row_labels_[l * g_.columns.steps + k] : label_[k * L + l]; }
@@ -223,7 +226,7 @@ class CrossEntropy {
       if (plain_ && block.uniform) {
         for (int l = 0; l < L; ++l) add_corners(row_labels_[l * steps + k], l, first);
       } else {
-        for (int l = 0; l < L; ++l) {
+        for (int l = 0; l < block.lanes; ++l) {
           T w = plain_ ? T(1) : pixel_weight_[k * L + l];
           if (args_.pixel_grad) w *= pixel_grad_[k * L + l];
           add_corners(label(k, l), l, w * (block.uniform ? first : row * columns_[k * L + l]));
@@ -286,7 +289,7 @@ class CrossEntropy {
         loss += valid(k) * smooth_ * ((T)args_.weight_sum * log_s[k] - linear_at(linear_, fy, k));
       }
     }
-    for (int l = 0; l < L; ++l) loss_ += (double)loss[l];
+    tile_loss_ += loss;
   }
 
   void write_pixel(const Block<T>& block, int64_t row, int k, int l, T loss, T lse) {
@@ -459,7 +462,8 @@ class CrossEntropy {
       gradient_rows_.add(block, c, corners);
     }
     memset(onehot_ + classes_ * 4 * L, 0, 4 * L * sizeof(T));
-    for (int l = 0; l < L; ++l) loss_ -= (double)(keep * linear[l]);
+    tile_loss_ -= keep * linear;
+    for (int l = 0; l < block.lanes; ++l) loss_ += (double)tile_loss_[l];
   }
 
   const CrossEntropyArgs& args_;
@@ -479,7 +483,7 @@ class CrossEntropy {
   T smoothing_, smooth_;
   bool want_gradient_, plain_, any_direct_, usable_[kMaxBandRows];
   V linear_[4], valid_corners_[4], coefficients_[kMaxBandRows * 2 * kMaxSteps], sums_[kMaxBandRows * kMaxSteps];
-  V factors_[kMaxBandRows * 2];
+  V factors_[kMaxBandRows * 2], tile_loss_;
   T row_fraction_[kMaxBandRows];
   T pixel_weight_[kMaxSteps * L], pixel_grad_[kMaxSteps * L];
   int32_t label_[kMaxSteps * L];
