@@ -62,8 +62,8 @@ def table(data: dict) -> str:
     lines += [
         "",
         "Speed-up: against the best of eager, `torch.compile` and, where there is one, depthwise deconvolution; then",
-        "with the job rewritten for speed among the rivals (channels last, flattened pixels, `max` for `argmax`). Memory is",
-        "beyond the inputs. malloc keeps freed memory, for all alike.",
+        "with the job rewritten for speed among the rivals (channels last, flattened pixels, `max` for `argmax`).",
+        "Memory is beyond the inputs. malloc keeps freed memory, for all alike.",
     ]
     return "\n".join(lines)
 

@@ -161,20 +161,25 @@ class CrossEntropy {
     }
   }
 
-  // The row's labels and weights. `plain_`: every step of every lane is a pixel of weight one, and labels stand as in
-  // the target, lane by lane; otherwise they are copied step by step, and what is no pixel gets the ignored class.
+  // The row's labels and weights. `plain_`: every step of every lane is a pixel, the classes have no weights, and
+  // labels stand as in the target, lane by lane; otherwise they are copied step by step, and what is no pixel gets the
+  // ignored class. `all_count_`: plain, and no pixel is ignored.
   FCN_NOINLINE void read_labels(const Block<T>& block, const Band& band, int64_t row) {
     const int32_t* labels = labels_ + (row - band.begin) * g_.out_width;
     const int steps = g_.columns.steps;
     plain_ = block.full && !args_.weight && !args_.pixel_grad;
+    all_count_ = false;
     if (plain_) {
       row_labels_ = labels + block.first[0];
       int ignored = 0;
-      for (int i = 0; i < steps * L; ++i) ignored |= row_labels_[i] == (int32_t)classes_;
-      plain_ = !ignored;
-    }
-    if (plain_) {
-      weight_total_ += steps * L;
+      for (int i = 0; i < steps * L; ++i) ignored += row_labels_[i] == (int32_t)classes_;
+      weight_total_ += steps * L - ignored;
+      all_count_ = ignored == 0;
+      for (int l = 0; !all_count_ && l < L; ++l) {
+        for (int k = 0; k < steps; ++k) {
+          pixel_weight_[k * L + l] = row_labels_[l * steps + k] == (int32_t)classes_ ? T(0) : T(1);
+        }
+      }
       return;
     }
     for (int i = 0; i < steps * L; ++i) label_[i] = (int32_t)classes_;
@@ -197,11 +202,11 @@ class CrossEntropy {
   }
 
   int32_t label(int k, int l) const { return plain_ ? row_labels_[l * g_.columns.steps + k] : label_[k * L + l]; }
-  V weight(int k) const { return plain_ ? broadcast(T(1)) : load(pixel_weight_ + k * L); }
+  V weight(int k) const { return all_count_ ? broadcast(T(1)) : load(pixel_weight_ + k * L); }
 
   // 1 for pixels that count, 0 for ignored ones.
   V valid(int k) const {
-    if (plain_) return broadcast(T(1));
+    if (plain_) return weight(k);
     T v[L];
     for (int l = 0; l < L; ++l) v[l] = label_[k * L + l] == (int32_t)classes_ ? T(0) : T(1);
     return load(v);
@@ -227,7 +232,7 @@ class CrossEntropy {
         for (int l = 0; l < L; ++l) add_corners(row_labels_[l * steps + k], l, first);
       } else {
         for (int l = 0; l < block.lanes; ++l) {
-          T w = plain_ ? T(1) : pixel_weight_[k * L + l];
+          T w = all_count_ ? T(1) : pixel_weight_[k * L + l];
           if (args_.pixel_grad) w *= pixel_grad_[k * L + l];
           add_corners(label(k, l), l, w * (block.uniform ? first : row * columns_[k * L + l]));
         }
@@ -481,7 +486,7 @@ class CrossEntropy {
   int64_t n_, bad_label_;
   double loss_, weight_total_;
   T smoothing_, smooth_;
-  bool want_gradient_, plain_, any_direct_, usable_[kMaxBandRows];
+  bool want_gradient_, plain_, all_count_, any_direct_, usable_[kMaxBandRows];
   V linear_[4], valid_corners_[4], coefficients_[kMaxBandRows * 2 * kMaxSteps], sums_[kMaxBandRows * kMaxSteps];
   V factors_[kMaxBandRows * 2], tile_loss_;
   T row_fraction_[kMaxBandRows];
