@@ -1,4 +1,4 @@
-"""Fused operators for fully convolutional segmentation: the full-resolution logits are never written."""
+"""Fused operators for fully convolutional segmentation: heads without full-resolution logits."""
 
 from . import nn
 from ._library import load_extension as _load_extension

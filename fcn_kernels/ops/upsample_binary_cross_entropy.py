@@ -91,7 +91,7 @@ def upsample_binary_cross_entropy(
     ignore_index: int | None = None,
     reduction: str = "mean",
 ) -> Tensor:  # [] or the shape of target
-    """Binary cross-entropy of upsampled logits, per channel; the full-resolution logits are never written.
+    """Binary cross-entropy of upsampled logits, per channel.
 
     Equivalent PyTorch, where no pixel is ignored::
 
