@@ -251,7 +251,7 @@ class BuildKernels(build_ext):
         out.rule("cxx", [*cxx(), "-MMD", "-MF", "$out.d", *COMMON, *WARNINGS, *define, *include, *user, "$flags"])
         if nvcc:
             out.rule("nvcc", [nvcc, "-ccbin", host, "-MD", "-MF", "$out.d", *cuda, *define, *include, "$flags"])
-        out.link([*cxx(), *link_flags(torch, nvcc)])
+        out.link(cxx(), link_flags(torch, nvcc))
         for source in sources(nvcc is not None):
             name = str(source.relative_to(ROOT / "csrc"))
             if name.endswith(".simd.cpp"):
@@ -316,10 +316,9 @@ class Ninja:
             f"  description = {name} $out",
         ]
 
-    def link(self, command: list[str]) -> None:
+    def link(self, compiler: list[str], flags: list[str]) -> None:
         # The libraries come after the objects that use them.
-        compiler, flags = join(command[:1]), join(command[1:])
-        self.lines += ["rule link", f"  command = {compiler} -o $out $in {flags}", "  description = link $out"]
+        self.lines += ["rule link", f"  command = {join(compiler)} -o $out $in {join(flags)}", "  description = link $out"]
 
     def build(self, target: str, rule: str, source: Path, flags: list[str]) -> None:
         self.lines += [f"build {path(target)}: {rule} {path(source)}", f"  flags = {join(flags)}"]
