@@ -185,8 +185,11 @@ def gencode(architectures: list[str]) -> list[str]:
 
 def instruction_sets() -> dict[str, list[str]]:
     """The instruction sets that csrc/cpu/*.simd.cpp is compiled for, and their flags."""
-    if platform.machine().lower() in ("x86_64", "amd64"):
+    machine = platform.machine().lower()
+    if machine in ("x86_64", "amd64"):
         return {"baseline": [], "avx2": AVX2, "avx512": [*AVX512, *AVX512_NOISE]}
+    if machine in ("aarch64", "arm64"):
+        return {"neon": []}  # every 64-bit Arm processor has it
     return {"baseline": []}
 
 
@@ -318,7 +321,11 @@ class Ninja:
 
     def link(self, compiler: list[str], flags: list[str]) -> None:
         # The libraries come after the objects that use them.
-        self.lines += ["rule link", f"  command = {join(compiler)} -o $out $in {join(flags)}", "  description = link $out"]
+        self.lines += [
+            "rule link",
+            f"  command = {join(compiler)} -o $out $in {join(flags)}",
+            "  description = link $out",
+        ]
 
     def build(self, target: str, rule: str, source: Path, flags: list[str]) -> None:
         self.lines += [f"build {path(target)}: {rule} {path(source)}", f"  flags = {join(flags)}"]

@@ -6,8 +6,11 @@ operator in OPERATOR. Backends that cannot run on this machine are not collected
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import pytest
@@ -61,6 +64,15 @@ def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
 def any_backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
     with fcn_kernels.use_backend(request.param.name):
         yield request.param
+
+
+@pytest.fixture(scope="session")
+def builder() -> ModuleType:
+    """The module build_kernels.py, which is not part of the package."""
+    spec = importlib.util.spec_from_file_location("build_kernels", Path(__file__).parents[1] / "build_kernels.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(autouse=True)

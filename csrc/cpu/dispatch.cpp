@@ -5,10 +5,16 @@
 
 namespace fcn {
 
-// Each is defined by kernels.simd.cpp, compiled for that instruction set.
+// Each is defined by kernels.simd.cpp, compiled for that instruction set. Every 64-bit Arm processor has NEON.
+#if defined(__aarch64__)
+namespace neon {
+extern const Kernels kKernels;
+}
+#else
 namespace baseline {
 extern const Kernels kKernels;
 }
+#endif
 #if defined(__x86_64__)
 namespace avx2 {
 extern const Kernels kKernels;
@@ -20,6 +26,19 @@ extern const Kernels kKernels;
 
 namespace {
 
+const char* const kNames[] = {
+#if defined(__aarch64__)
+    "neon",
+#else
+    "baseline",
+#endif
+#if defined(__x86_64__)
+    "avx2",
+    "avx512",
+#endif
+    nullptr,
+};
+
 bool processor_has(const char* name) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
@@ -30,24 +49,19 @@ bool processor_has(const char* name) {
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   }
 #endif
-  return !std::strcmp(name, "baseline");
+  return !std::strcmp(name, kNames[0]);
 }
 
 const Kernels* const kBuilt[] = {
+#if defined(__aarch64__)
+    &neon::kKernels,
+#else
     &baseline::kKernels,
+#endif
 #if defined(__x86_64__)
     &avx2::kKernels,
     &avx512::kKernels,
 #endif
-};
-
-const char* const kNames[] = {
-    "baseline",
-#if defined(__x86_64__)
-    "avx2",
-    "avx512",
-#endif
-    nullptr,
 };
 
 const Kernels* best() {

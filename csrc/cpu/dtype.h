@@ -40,6 +40,10 @@ FCN_INLINE float to_arithmetic(BFloat16 v) { return bits_to_float((uint32_t)v.bi
 FCN_INLINE float to_arithmetic(Half v) {
 #if defined(__F16C__)
   return _cvtsh_ss(v.bits);
+#elif defined(__aarch64__)
+  __fp16 half;
+  memcpy(&half, &v.bits, 2);
+  return half;
 #else
   // Shift the 10-bit mantissa into place and rescale by 2^112, which also normalises subnormals.
   const uint32_t sign = (uint32_t)(v.bits & 0x8000) << 16, rest = (uint32_t)(v.bits & 0x7fff) << 13;
@@ -58,6 +62,9 @@ FCN_INLINE void from_arithmetic(float v, BFloat16* out) {
 FCN_INLINE void from_arithmetic(float v, Half* out) {
 #if defined(__F16C__)
   out->bits = _cvtss_sh(v, 0);
+#elif defined(__aarch64__)
+  const __fp16 half = v;
+  memcpy(&out->bits, &half, 2);
 #else
   const uint32_t bits = float_to_bits(v), sign = (bits >> 16) & 0x8000, rest = bits & 0x7fffffff;
   if (rest > 0x7f800000) {
@@ -88,6 +95,8 @@ FCN_INLINE Vec<float> load_as(const BFloat16* p) {
   return (Vec<float>)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16);
 #elif defined(__AVX2__)
   return (Vec<float>)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16);
+#elif defined(__aarch64__)
+  return (Vec<float>)vshll_n_u16(vld1_u16(&p->bits), 16);
 #else
   return load_converting(p);
 #endif
@@ -97,6 +106,8 @@ FCN_INLINE Vec<float> load_as(const Half* p) {
   return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
 #elif defined(__AVX2__)
   return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
+#elif defined(__aarch64__)
+  return (Vec<float>)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(&p->bits)));
 #else
   return load_converting(p);
 #endif
@@ -109,6 +120,8 @@ FCN_INLINE void store_as(Half* p, Vec<float> v) {
   _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph(v, 0));
 #elif defined(__AVX2__)
   _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph(v, 0));
+#elif defined(__aarch64__)
+  vst1_u16(&p->bits, vreinterpret_u16_f16(vcvt_f16_f32((float32x4_t)v)));
 #else
   for (int l = 0; l < kLanes<float>; ++l) from_arithmetic(v[l], p + l);
 #endif
@@ -117,9 +130,19 @@ FCN_INLINE void store_as(BFloat16* p, Vec<float> v) {
   const IntVec<float> bits = (IntVec<float>)v;
   const IntVec<float> rounded = bits + 0x7fff + ((bits >> 16) & 1);
   const IntVec<float> result = v == v ? rounded : (bits | 0x00400000);
+#if defined(__AVX512F__)
+  _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16(_mm512_srli_epi32((__m512i)result, 16)));
+#elif defined(__AVX2__)
+  const __m256i high = _mm256_srli_epi32((__m256i)result, 16);
+  const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(high, high), 0x08);
+  _mm_storeu_si128((__m128i*)p, _mm256_castsi256_si128(packed));
+#elif defined(__aarch64__)
+  vst1_u16(&p->bits, vshrn_n_u32((uint32x4_t)result, 16));
+#else
   uint16_t t[kLanes<float>];
   for (int l = 0; l < kLanes<float>; ++l) t[l] = (uint16_t)((uint32_t)result[l] >> 16);
   memcpy(p, t, sizeof(t));
+#endif
 }
 
 // Labels of any integer type, kLanes<double> of them, as 64-bit lanes, and back to 32 bits.

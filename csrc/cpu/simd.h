@@ -13,6 +13,8 @@
 
 #if defined(__SSE2__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #define FCN_INLINE inline __attribute__((always_inline))
@@ -109,6 +111,8 @@ FCN_INLINE bool any(I mask) {
   return !_mm256_testz_si256((__m256i)mask, (__m256i)mask);
 #elif defined(__SSE2__)
   return _mm_movemask_epi8((__m128i)mask) != 0;
+#elif defined(__aarch64__)
+  return vmaxvq_u32((uint32x4_t)mask) != 0;
 #else
   bool result = false;
   for (size_t l = 0; l < sizeof(I) / sizeof(mask[0]); ++l) result |= mask[l] != 0;
@@ -289,6 +293,13 @@ struct FlushDenormals {
   unsigned int saved = _mm_getcsr();
   FlushDenormals() { _mm_setcsr(saved | 0x8040); }
   ~FlushDenormals() { _mm_setcsr(saved); }
+#elif defined(__aarch64__)
+  uint64_t saved;
+  FlushDenormals() {
+    asm volatile("mrs %0, fpcr" : "=r"(saved));
+    asm volatile("msr fpcr, %0" ::"r"(saved | (uint64_t)1 << 24));
+  }
+  ~FlushDenormals() { asm volatile("msr fpcr, %0" ::"r"(saved)); }
 #else
   FlushDenormals() {}
   ~FlushDenormals() {}

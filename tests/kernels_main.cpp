@@ -1,0 +1,174 @@
+// Runs the kernels of one instruction set without torch, on numbers from a fixed generator, and prints the results: for
+// processors that are only emulated here. Compiled with -DFCN_ISA=<name> and linked to csrc/cpu/*.simd.cpp.
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "cpu/geometry.h"
+
+namespace fcn {
+namespace FCN_ISA {
+extern const Kernels kKernels;
+}
+}  // namespace fcn
+
+using namespace fcn;
+
+namespace {
+
+const Kernels& k = FCN_ISA::kKernels;
+uint64_t state = 1;
+
+double uniform() {  // a linear congruential generator (Knuth's MMIX), upper bits, in [-1, 1)
+  state = state * 6364136223846793005u + 1442695040888963407u;
+  return static_cast<double>(static_cast<int64_t>(state) >> 11) / 4503599627370496.0;
+}
+
+int64_t bytes_of(DType t) { return t == DType::kDouble ? 8 : t == DType::kFloat ? 4 : 2; }
+
+// Half types are filled with the upper half of the float's bits (bfloat16) or with a half of few digits.
+void put(void* data, DType t, int64_t i, double value) {
+  if (t == DType::kDouble) {
+    static_cast<double*>(data)[i] = value;
+    return;
+  }
+  const float f = static_cast<float>(value);
+  uint32_t bits;
+  std::memcpy(&bits, &f, 4);
+  if (t == DType::kFloat) {
+    static_cast<float*>(data)[i] = f;
+  } else if (t == DType::kBFloat16) {
+    static_cast<uint16_t*>(data)[i] = static_cast<uint16_t>(bits >> 16);
+  } else {  // sign, exponent rebased from 127 to 15, ten digits; small values become zero
+    const int exponent = static_cast<int>(bits >> 23 & 255) - 112;
+    const uint32_t half = exponent <= 0 ? 0 : static_cast<uint32_t>(exponent) << 10 | (bits >> 13 & 1023);
+    static_cast<uint16_t*>(data)[i] = static_cast<uint16_t>((bits >> 16 & 0x8000) | half);
+  }
+}
+
+double get(const void* data, DType t, int64_t i) {
+  if (t == DType::kDouble) return static_cast<const double*>(data)[i];
+  if (t == DType::kFloat) return static_cast<const float*>(data)[i];
+  const uint16_t h = static_cast<const uint16_t*>(data)[i];
+  if (t == DType::kBFloat16) {
+    const uint32_t bits = static_cast<uint32_t>(h) << 16;
+    float f;
+    std::memcpy(&f, &bits, 4);
+    return f;
+  }
+  const int exponent = h >> 10 & 31;
+  const double digits = (h & 1023) / 1024.0 + (exponent > 0);
+  double value = digits;
+  for (int e = exponent > 0 ? exponent : 1; e < 15; ++e) value /= 2;
+  for (int e = 15; e < exponent; ++e) value *= 2;
+  return h & 0x8000 ? -value : value;
+}
+
+struct Tensor4 {
+  std::vector<char> memory;
+  Image image;
+  Tensor4(DType t, int64_t n, int64_t c, int64_t h, int64_t w, bool channels_last, double scale) {
+    memory.resize(n * c * h * w * bytes_of(t) + 64);
+    image = Image{memory.data(), t, n, c, h, w, c * h * w, h * w, w, 1};
+    if (channels_last) image.stride_c = 1, image.stride_w = c, image.stride_h = w * c;
+    for (int64_t i = 0; i < n * c * h * w; ++i) put(image.data, t, i, scale * uniform());
+  }
+  int64_t size() const { return image.batch * image.channels * image.height * image.width; }
+  void print(const std::string& name) const {
+    std::printf("%s %d", name.c_str(), static_cast<int>(image.dtype));
+    for (int64_t i = 0; i < size(); ++i) std::printf(" %.17g", get(image.data, image.dtype, i));
+    std::printf("\n");
+  }
+};
+
+void for_units(int64_t units, int64_t scratch_bytes, const std::function<void(int64_t, void*)>& run) {
+  std::vector<char> memory(scratch_bytes + 64);
+  void* scratch = memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) % 64;
+  for (int64_t unit = 0; unit < units; ++unit) run(unit, scratch);
+}
+
+void run_case(const std::string& name, const Sampling& sampling, DType dtype, bool channels_last) {
+  const int64_t n = 2, c = 19, h = sampling.rows.in, w = sampling.cols.in, H = sampling.rows.out, W = sampling.cols.out;
+  const DType arithmetic = dtype == DType::kDouble ? DType::kDouble : DType::kFloat;
+  const GeometryPlan plan(sampling, n);
+  const Geometry& g = plan.geometry();
+  const int64_t units = n * g.unit_count;
+  const Tensor4 x(dtype, n, c, h, w, channels_last, 4);
+
+  for (bool log : {false, true}) {
+    const Tensor4 y(dtype, n, c, H, W, channels_last, 0);
+    const SoftmaxArgs a{&g, x.image, y.image, log};
+    for_units(units, k.softmax_scratch(a), [&](int64_t u, void* s) { k.softmax(a, u, s); });
+    y.print(name + (log ? " log_softmax" : " softmax"));
+  }
+
+  std::vector<int64_t> labels(n * H * W);
+  const Tensor4 confidence(arithmetic, n, 1, H, W, false, 0);
+  const ArgmaxArgs best{&g, x.image, labels.data(), LabelType::kInt64, confidence.image.data};
+  for_units(units, k.argmax_scratch(best), [&](int64_t u, void* s) { k.argmax(best, u, s); });
+  confidence.print(name + " confidence");
+
+  const Tensor4 skip(dtype, n, c, H, W, channels_last, 1), sum(dtype, n, c, H, W, channels_last, 0);
+  const UpsampleArgs add{&g, x.image, skip.image, 0.5, sum.image, channels_last};
+  for_units(k.upsample_units(add), k.upsample_scratch(add), [&](int64_t u, void* s) { k.upsample(add, u, s); });
+  sum.print(name + " upsample_add");
+
+  const Tensor4 adjoint(dtype, n, c, h, w, channels_last, 0);
+  UpsampleBackwardArgs back{};
+  back.geometry = &g, back.grad = skip.image, back.output = adjoint.image, back.pixelwise = channels_last;
+  for_units(k.upsample_backward_units(back), k.upsample_backward_scratch(back),
+            [&](int64_t u, void* s) { k.upsample_backward(back, u, s); });
+  adjoint.print(name + " upsample_backward");
+
+  for (int64_t i = 0; i < n * H * W; ++i) labels[i] = i % 7 == 0 ? -100 : i * 5 % c;
+  for (bool pixels : {false, true}) {
+    std::vector<double> loss(units), weight(units);
+    std::vector<int64_t> bad(units, -1);
+    const Tensor4 gradient(arithmetic, n, c, h, w, channels_last, 0), side(arithmetic, units, c, 1, w, false, 0);
+    const Tensor4 pixel_loss(arithmetic, n, 1, H, W, false, 0), lse(arithmetic, n, 1, H, W, false, 0);
+    CrossEntropyArgs a{};
+    a.geometry = &g, a.x = x.image, a.target = labels.data(), a.target_type = LabelType::kInt64;
+    a.ignore_index = -100, a.weight_sum = static_cast<double>(c), a.label_smoothing = 0.1;
+    a.unit_loss = loss.data(), a.unit_weight = weight.data(), a.unit_bad_label = bad.data();
+    if (pixels) {
+      a.pixel_loss = pixel_loss.image.data, a.pixel_lse = lse.image.data;
+    } else {
+      a.gradient = gradient.image, a.side = side.image.data;
+    }
+    for_units(units, k.cross_entropy_scratch(a), [&](int64_t u, void* s) { k.cross_entropy(a, u, s); });
+    if (pixels) {
+      pixel_loss.print(name + " losses");
+      lse.print(name + " lse");
+    } else {
+      std::printf("%s loss %d", name.c_str(), static_cast<int>(arithmetic));
+      for (double v : loss) std::printf(" %.17g", v);
+      std::printf("\n");
+      gradient.print(name + " gradient");
+    }
+  }
+}
+
+}  // namespace
+
+int main() {
+  // F.interpolate by 8; FCN's transposed convolution by 2 with its zero boundary; a ratio of 5/3; down to 2/3.
+  const std::pair<const char*, Sampling> samplings[] = {
+      {"by8", {{5, 40, 2, -7, 16}, {9, 72, 2, -7, 16}, true}},
+      {"fcn2", {{6, 14, 2, -3, 4}, {18, 38, 2, -3, 4}, false}},
+      {"ratio", {{9, 15, 6, -2, 10}, {12, 20, 6, -2, 10}, true}},
+      {"down", {{9, 6, 6, 1, 4}, {12, 8, 6, 1, 4}, true}},
+  };
+  const std::pair<const char*, DType> dtypes[] = {
+      {"float", DType::kFloat}, {"double", DType::kDouble}, {"half", DType::kHalf}, {"bfloat16", DType::kBFloat16}};
+  for (const auto& s : samplings) {
+    for (const auto& d : dtypes) {
+      for (bool channels_last : {false, true}) {
+        run_case(std::string(s.first) + " " + d.first + (channels_last ? " channels_last" : " contiguous"), s.second,
+                 d.second, channels_last);
+      }
+    }
+  }
+}
