@@ -47,6 +47,7 @@ class Chains {
       : classes_(classes), step_((T)g.columns.step), log_classes_(vlog(broadcast((T)classes))) {
     corners_ = arena.take<T>(classes * 4 * L);
     chain_ = arena.take<T>(rows * classes * 2 * L);
+    ratio_ = arena.take<T>((rows > 2 ? classes : 0) * 2 * L);
   }
 
   // Takes the corners of a tile; false where one of them is not finite.
@@ -73,7 +74,8 @@ class Chains {
     return !any(check != V{});
   }
 
-  // e_0 and r of every class for `rows` rows of the tile, and S_k = sum over classes of e_0 r^k: sums[row][kMaxSteps].
+  // e_0 and r of every class for `rows` rows of the tile, whose fractions fy are equally spaced, and
+  // S_k = sum over classes of e_0 r^k: sums[row][kMaxSteps].
   // needed[row] is the bound that the smallest log S_k must reach: log C + kLowest + rise - log tolerance, rise the
   // steepest rise of a class that starts below the smallest normal number.
   template <int K>
@@ -83,16 +85,23 @@ class Chains {
       needed[row] = bound;
       for (int k = 0; k < K; ++k) sums[row * kMaxSteps + k] = V{};
     }
-    // A few classes at a time, whose corners stay in the first-level cache for all rows.
+    const bool progress = bounded_ && rows > 2;
+    // A few classes at a time, whose corners and chains stay in the first-level cache for all rows.
     for (int64_t c = 0; c < classes_; c += kClassesTogether) {
       const int64_t end = c + kClassesTogether < classes_ ? c + kClassesTogether : classes_;
+      if (progress) start_ratios<K>(fy[1] - fy[0], c, end);
       for (int row = 0; row < rows; ++row) {
         V* s = sums + row * kMaxSteps;
-        if (bounded_) {
-          start_row<K, true>(row, fy[row], c, end, s);
-        } else {
-          needed[row] = vmax(start_row<K, false>(row, fy[row], c, end, s) + bound, needed[row]);
+        if (progress && row % kRowsTogether != 0) {
+          sum_row<K, true>(row, c, end, s);
+          continue;
         }
+        if (bounded_) {
+          seed_row<K, true>(row, fy[row], c, end);
+        } else {
+          needed[row] = vmax(seed_row<K, false>(row, fy[row], c, end) + bound, needed[row]);
+        }
+        sum_row<K, false>(row, c, end, s);
       }
     }
   }
@@ -126,31 +135,71 @@ class Chains {
  private:
   static constexpr int64_t kClassesTogether = 32;
 
-  // Classes [begin, end) of a row; returns their steepest rise from below the smallest normal number.
+  // Rows whose chains follow from the row before by one multiplication each; the next one takes exponentials again, so
+  // that the rounding does not add up further.
+  static constexpr int kRowsTogether = 4;
+
+  // e_0 and r of classes [begin, end) of a row; returns their steepest rise from below the smallest normal number.
   template <int K, bool bounded>
-  FCN_NOINLINE V start_row(int slot, T fy, int64_t begin, int64_t end, V* s) {
+  FCN_NOINLINE V seed_row(int slot, T fy, int64_t begin, int64_t end) {
     T* chain = row_chain(slot);
     const T step = step_;
     const V first = fraction[0];
-    V rise{}, sum[K];
-    for (int k = 0; k < K; ++k) sum[k] = s[k];
+    V rise{};
     for (int64_t c = begin; c < end; ++c) {
       const V a = level(c, fy), d = slope(c, fy), start = a + first * d;
-      V e = bounded ? vexp_within(start) : vexp(start);
-      store(chain + c * 2 * L, e);
+      store(chain + c * 2 * L, bounded ? vexp_within(start) : vexp(start));
       if (!bounded) rise = start < ChainLimits<T>::kLowest ? vmax(rise, d) : rise;
+      if constexpr (K > 1) store(chain + (c * 2 + 1) * L, bounded ? vexp_within(d * step) : vexp(d * step));
+    }
+    return rise;
+  }
+
+  // What e_0 and r of classes [begin, end) are multiplied by from row to row: a logit is linear in the row, too.
+  template <int K>
+  FCN_NOINLINE void start_ratios(T row_step, int64_t begin, int64_t end) {
+    const V first = fraction[0];
+    const T step = step_ * row_step;
+    for (int64_t c = begin; c < end; ++c) {
+      const V da = load(corner(c) + 2 * L), dd = load(corner(c) + 3 * L);
+      store(ratio_ + c * 2 * L, vexp_within((da + first * dd) * row_step));
+      if constexpr (K > 1) store(ratio_ + (c * 2 + 1) * L, vexp_within(dd * step));
+    }
+  }
+
+  // Adds the chains of classes [begin, end) of a row to its sums; `advance`: e_0 and r come from the row before.
+  template <int K, bool advance>
+  FCN_NOINLINE void sum_row(int slot, int64_t begin, int64_t end, V* s) {
+    T* chain = row_chain(slot);
+    const T* previous = advance ? row_chain(slot - 1) : chain;
+    V sum[K];
+    for (int k = 0; k < K; ++k) sum[k] = s[k];
+    for (int64_t c = begin; c < end; ++c) {
+      V e = load(previous + c * 2 * L);
+      if constexpr (advance) {
+        e = e * load(ratio_ + c * 2 * L);
+        store(chain + c * 2 * L, e);
+      }
       sum[0] += e;
       if constexpr (K > 1) {
-        const V r = bounded ? vexp_within(d * step) : vexp(d * step);
-        store(chain + (c * 2 + 1) * L, r);
-        for (int k = 1; k < K; ++k) {
-          e = e * r;
-          sum[k] += e;
+        V r = load(previous + (c * 2 + 1) * L);
+        if constexpr (advance) {
+          r = r * load(ratio_ + (c * 2 + 1) * L);
+          store(chain + (c * 2 + 1) * L, r);
+        }
+        // e r^k from every second power: fewer multiplications, and half the latency.
+        sum[1] += e * r;
+        if constexpr (K > 2) {
+          const V r2 = r * r;
+          for (int k = 2; k < K; k += 2) {
+            e = e * r2;
+            sum[k] += e;
+            if (k + 1 < K) sum[k + 1] += e * r;
+          }
         }
       }
     }
     for (int k = 0; k < K; ++k) s[k] = sum[k];
-    return rise;
   }
 
   // Where no corner is further below the tile's maximum, no exponential needs clamping and no chain starts too low.
@@ -159,7 +208,7 @@ class Chains {
   const int64_t classes_;
   const T step_;
   const V log_classes_;
-  T *corners_, *chain_;
+  T *corners_, *chain_, *ratio_;
 };
 
 // A logit from the input rows in the weighted form, for rows whose chains cannot be used.

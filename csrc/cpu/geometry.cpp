@@ -4,7 +4,7 @@ namespace fcn {
 
 namespace {
 // Enough units to balance many threads, few enough that their side rows stay a small part of the input.
-constexpr int64_t kWantedUnits = 48;
+constexpr int64_t kWantedUnits = 24;
 
 double fraction(const Axis& axis, int64_t o) {
   return static_cast<double>(axis.remainder(o)) / static_cast<double>(axis.den);

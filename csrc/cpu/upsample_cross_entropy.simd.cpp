@@ -1,9 +1,9 @@
 // Cross-entropy of upsampled logits, loss and gradient in one pass over the small input (see ../softmax.h for the
 // chains). Per tile: corners relative to the tile's maximum M; then
-//   per row    e_0, r and S_k = sum_c e_0 r^k      two exponentials, K multiplications and additions per class
+//   per row    e_0, r and S_k = sum_c e_0 r^k      two exponentials per class, or two multiplications
 //              log S_k, q_k = weight / S_k, one-hot sums
-//   per class  over the rows, sum_k q_k r^k and sum_k q_k f_k r^k by Horner, 2K multiply-adds, spread over the four
-//              corners in registers
+//   per class  over the rows, P = sum_k q_k r^k and r P' by Horner, 2K multiply-adds, spread over the four corners in
+//              registers
 // The linear part of the loss, sum over pixels of w z_label, is the inner product of the corners with the one-hot sums.
 #include "chain.h"
 
@@ -17,6 +17,12 @@ class CrossEntropy {
   static constexpr int L = kLanes<T>;
   using V = Vec<T>;
   using Four = typename Simd<T>::Four;  // a value per corner
+
+  // What the gradient needs of a row whose chains can be used.
+  struct Kept {
+    V q[kMaxSteps], top, bottom;  // coefficients, and the row's vertical weights
+    const T* chain;
+  };
 
  public:
   CrossEntropy(const CrossEntropyArgs& args, void* scratch)
@@ -130,8 +136,8 @@ class CrossEntropy {
     }
     for (int64_t row = band.begin; row < band.end; ++row) {
       row_fraction_[row - band.begin] = (T)g_.row_fraction[row];
-      usable_[row - band.begin] = false;
     }
+    kept_ = 0;
     with_steps(g_.columns.steps, [&](auto steps) { this->tile_of<steps.value>(band, block, finite); });
   }
 
@@ -150,7 +156,7 @@ class CrossEntropy {
         add_onehot(block, fy);
       }
     }
-    finish_tile<K>(block, rows);
+    finish_tile<K>(block);
   }
 
   // sum_c w_c z_c, which the smoothing needs, is bilinear like the logits.
@@ -259,7 +265,6 @@ class CrossEntropy {
     if (!chains_.template enough<K>(block, needed, log_s)) return false;
     if (!args_.pixel_grad) add_loss<K>(block, row, fy, log_s);
     if (want_gradient_) keep_coefficients<K>(slot, s);
-    usable_[slot] = true;
     return true;
   }
 
@@ -322,11 +327,11 @@ class CrossEntropy {
     valid_corners_[kBottomRight] += fy * right;
   }
 
-  // q_k and q_k f_k of a row, for finish_tile. Horner's sums reach sum_k |w_k| p_k / e_0, and e_0 may be the smallest
-  // normal number: they are kept below 1 / (2 e_0) by coefficients over 16 max |w_k|, which the row's factors undo.
+  // q_k of a row, for finish_tile. Horner's sums reach sum_k k |w_k| p_k / e_0, and e_0 may be the smallest
+  // normal number: they are kept below 1 / (2 e_0) by coefficients over 128 max |w_k|, which the row's factors undo.
   template <int K>
   void keep_coefficients(int slot, const V* s) {
-    V* q = coefficients_ + slot * 2 * kMaxSteps;
+    Kept& kept = rows_kept_[kept_++];
     V largest = broadcast(T(1));
     if (args_.weight || args_.pixel_grad) {
       largest = V{};
@@ -336,41 +341,48 @@ class CrossEntropy {
       }
       largest = largest > V{} ? largest : broadcast(T(1));
     }
-    const V scale = kMaxSteps * 2 * largest, inverse = T(1) / scale;
-    factors_[2 * slot] = (T(1) - row_fraction_[slot]) * scale;
-    factors_[2 * slot + 1] = row_fraction_[slot] * scale;
+    const V scale = kMaxSteps * kMaxSteps * 2 * largest, inverse = T(1) / scale;
+    kept.chain = chains_.row_chain(slot);
+    kept.top = (T(1) - row_fraction_[slot]) * scale;
+    kept.bottom = row_fraction_[slot] * scale;
     for (int k = 0; k < K; ++k) {
       const V w = coefficient(k) * inverse;
-      q[k] = w == V{} ? V{} : w / s[k];  // steps that are no pixel have no meaningful sum
-      q[kMaxSteps + k] = q[k] * chains_.fraction[k];
+      kept.q[k] = w == V{} ? V{} : w / s[k];  // steps that are no pixel have no meaningful sum
       if (smoothing_ != T(0)) add_valid_corners(k, row_fraction_[slot]);
     }
   }
 
   // Class c's softmax gradient over the tile's rows, per corner.
   template <int K>
-  FCN_INLINE void sum_gradient(int64_t c, int rows, V* corners) const {
-    for (int row = 0; row < rows; ++row) {
-      if (!usable_[row]) continue;
-      const V* q = coefficients_ + row * 2 * kMaxSteps;
-      const T* chain = chains_.row_chain(row) + c * 2 * L;
-      V sum = q[K - 1], right = q[kMaxSteps + K - 1];
+  FCN_INLINE void sum_gradient(int64_t c, V* corners) const {
+    V top{}, top_moment{}, bottom{}, bottom_moment{};
+    for (const Kept *row = rows_kept_, *end = row + kept_; row < end; ++row) {
+      const V* q = row->q;
+      const T* chain = row->chain + c * 2 * L;
+      const V e = load(chain), e_top = e * row->top, e_bottom = e * row->bottom;
+      V sum = q[K - 1];
       if constexpr (K > 1) {
         const V r = load(chain + L);
-        for (int k = K - 2; k >= 0; --k) {
+        V moment = sum;  // the derivative of the polynomial by Horner's rule
+        sum = sum * r + q[K - 2];
+        for (int k = K - 3; k >= 0; --k) {
+          moment = moment * r + sum;
           sum = sum * r + q[k];
-          right = right * r + q[kMaxSteps + k];
         }
+        moment = moment * r;
+        top_moment += moment * e_top;
+        bottom_moment += moment * e_bottom;
       }
-      const V e = load(chain);
-      right = right * e;
-      const V left = sum * e - right;
-      const V top = factors_[2 * row], bottom = factors_[2 * row + 1];
-      corners[kTopLeft] += top * left;
-      corners[kTopRight] += top * right;
-      corners[kBottomLeft] += bottom * left;
-      corners[kBottomRight] += bottom * right;
+      top += sum * e_top;
+      bottom += sum * e_bottom;
     }
+    // sum_k q_k f_k r^k = f_0 sum_k q_k r^k + step sum_k q_k k r^k
+    const V first = chains_.fraction[0];
+    const T step = (T)g_.columns.step;
+    corners[kTopRight] = first * top + step * top_moment;
+    corners[kTopLeft] = top - corners[kTopRight];
+    corners[kBottomRight] = first * bottom + step * bottom_moment;
+    corners[kBottomLeft] = bottom - corners[kBottomRight];
   }
 
   // Every pixel with its own maximum, from the input rows.
@@ -440,17 +452,17 @@ class CrossEntropy {
   }
 
   template <int K>
-  FCN_NOINLINE void finish_tile(const Block<T>& block, int rows) {
+  FCN_NOINLINE void finish_tile(const Block<T>& block) {
     const T keep = T(1) - smoothing_;
     V linear{};
     for (int64_t c = 0; c < classes_; ++c) {
       V corners[4] = {};
-      if (want_gradient_) sum_gradient<K>(c, rows, corners);
+      if (want_gradient_) sum_gradient<K>(c, corners);
       if (touched_[c]) {
         T* onehot = onehot_ + c * 4 * L;
         V h[4];
         transpose_fours<T>(onehot, h);
-        memset(onehot, 0, 4 * L * sizeof(T));
+        for (int i = 0; i < 4; ++i) store(onehot + i * L, V{});
         touched_[c] = 0;
         const T* p = chains_.corner(c);
         const V a = load(p), d = load(p + L), da = load(p + 2 * L), dd = load(p + 3 * L);
@@ -466,7 +478,7 @@ class CrossEntropy {
       }
       gradient_rows_.add(block, c, corners);
     }
-    memset(onehot_ + classes_ * 4 * L, 0, 4 * L * sizeof(T));
+    for (int i = 0; i < 4; ++i) store(onehot_ + (classes_ * 4 + i) * L, V{});
     tile_loss_ -= keep * linear;
     for (int l = 0; l < block.lanes; ++l) loss_ += (double)tile_loss_[l];
   }
@@ -486,9 +498,10 @@ class CrossEntropy {
   int64_t n_, bad_label_;
   double loss_, weight_total_;
   T smoothing_, smooth_;
-  bool want_gradient_, plain_, all_count_, any_direct_, usable_[kMaxBandRows];
-  V linear_[4], valid_corners_[4], coefficients_[kMaxBandRows * 2 * kMaxSteps], sums_[kMaxBandRows * kMaxSteps];
-  V factors_[kMaxBandRows * 2], tile_loss_;
+  bool want_gradient_, plain_, all_count_, any_direct_;
+  V linear_[4], valid_corners_[4], sums_[kMaxBandRows * kMaxSteps], tile_loss_;
+  Kept rows_kept_[kMaxBandRows];
+  int kept_;
   T row_fraction_[kMaxBandRows];
   T pixel_weight_[kMaxSteps * L], pixel_grad_[kMaxSteps * L];
   int32_t label_[kMaxSteps * L];
