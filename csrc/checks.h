@@ -68,12 +68,16 @@ inline bool is_channels_last(const Tensor& t) {
   return true;
 }
 
-// [N, C, height, width], laid out as `like`: channels_last if that is, else contiguous.
-inline Tensor empty_image(const Tensor& like, int64_t height, int64_t width, ScalarType dtype) {
-  const std::vector<int64_t> size{like.size(0), like.size(1), height, width};
+// [N, channels, height, width], laid out as `like`: channels_last if that is, else contiguous.
+inline Tensor empty_image(const Tensor& like, int64_t channels, int64_t height, int64_t width, ScalarType dtype) {
+  const std::vector<int64_t> size{like.size(0), channels, height, width};
   return torch::stable::empty(size, dtype, torch::headeronly::Layout::Strided, like.device(), std::nullopt,
                               is_channels_last(like) ? torch::headeronly::MemoryFormat::ChannelsLast
                                                      : torch::headeronly::MemoryFormat::Contiguous);
+}
+
+inline Tensor empty_image(const Tensor& like, int64_t height, int64_t width, ScalarType dtype) {
+  return empty_image(like, like.size(1), height, width, dtype);
 }
 
 inline Tensor empty_vector(const Tensor& like, std::vector<int64_t> size, ScalarType dtype) {

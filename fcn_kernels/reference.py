@@ -420,6 +420,29 @@ def conv_transpose_add(
     return _like(y, x)
 
 
+def conv_transpose_add_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    groups: int,
+    offset: Sequence[int],
+    need_x: bool,
+    need_weight: bool,
+) -> tuple[Tensor, Tensor]:
+    """The gradients of `conv_transpose_add` in x and weight: a strided convolution of the zero-padded `grad` with the
+    weight, and its correlation with x. What is not needed is empty."""
+    (sy, sx), (oy, ox), (height, width) = stride, offset, grad.shape[2:]
+    full = (x.shape[2] - 1) * sy + weight.shape[2], (x.shape[3] - 1) * sx + weight.shape[3]
+    padded = F.pad(grad, (ox, full[1] - ox - width, oy, full[0] - oy - height))
+    grad_x, grad_weight = x.new_empty(0), weight.new_empty(0)
+    if need_x:
+        grad_x = _like(F.conv2d(padded, weight, stride=(sy, sx), groups=groups), x)
+    if need_weight:
+        grad_weight = torch.nn.grad.conv2d_weight(padded, weight.shape, x, stride=(sy, sx), groups=groups).contiguous()
+    return grad_x, grad_weight
+
+
 # --- score convolution ---------------------------------------------------------------------------------------------
 
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
 from budget import check_budget
 from cases import DTYPES, LAYOUTS, layout_rule
 from conftest import Backend
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import fcn_kernels as fk
 from fcn_kernels import Sampling, reference
 from fcn_kernels.nn import bilinear_weight
 
 OPERATOR = "conv_transpose_add"
+UP = fk.conv_transpose_add
 
 
 def equivalent(
@@ -87,6 +92,68 @@ def test_gradients_of_all_orders(backend: Backend) -> None:
     assert torch.autograd.gradgradcheck(f, tensors)
 
 
+sides = st.tuples(*[st.tuples(st.integers(1, 6), st.integers(1, 9), st.integers(1, 9)) for _ in "yx"])  # h, s, k
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    axes=sides,
+    channels=st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 5)),
+    layouts=st.tuples(*[st.sampled_from(["contiguous", "channels_last", "sliced", "transposed"])] * 3),
+    data=st.data(),
+)
+def test_any_geometry(backend: Backend, axes: tuple, channels: tuple, layouts: tuple, data: st.DataObject) -> None:
+    """Every side, stride, kernel, crop, group and layout: the value and all gradients."""
+    groups, inputs, outputs = channels
+    full = [(size - 1) * stride + kernel for size, stride, kernel in axes]
+    offset = [data.draw(st.integers(0, f - 1)) for f in full]
+    crop = [data.draw(st.integers(1, f - o)) for f, o in zip(full, offset, strict=True)]
+    shapes = (
+        (2, groups * inputs, *(size for size, _, _ in axes)),
+        (groups * inputs, outputs, *(kernel for _, _, kernel in axes)),
+        (2, groups * outputs, crop[0] + 2, crop[1] + 1),
+    )
+    tensors = [
+        LAYOUTS[name](torch.randn(shape, device=backend.device)) for name, shape in zip(layouts, shapes, strict=True)
+    ]
+    where = {"stride": [s for _, s, _ in axes], "groups": groups, "offset": offset, "output_size": crop}
+    where |= {"skip_offset": (2, 0), "skip_scale": -1.5}
+    g = LAYOUTS[layouts[0]](torch.randn(2, groups * outputs, *crop, device=backend.device))
+
+    def evaluate(f: Callable, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+        leaves = [t.to(dtype).requires_grad_() for t in tensors]
+        y = f(*leaves, **where)
+        return y, *torch.autograd.grad(y, leaves, g.to(dtype))
+
+    results = [evaluate(*a) for a in ((UP, torch.float32), (equivalent, torch.float32), (equivalent, torch.float64))]
+    for ours, plain, oracle in zip(*results, strict=True):
+        check_budget(ours, plain, oracle, tensors[0], gain=oracle.detach().abs().max().item())
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("options", ["plain", "depthwise", "holes", "partial"])
+def test_values_that_are_not_finite(backend: Backend, options: str, value: float) -> None:
+    """They reach what they are multiplied with, also by a weight of zero, and nothing else."""
+    kernel, stride, groups = {"plain": (4, 2, 1), "depthwise": (4, 2, 4), "holes": (2, 3, 4), "partial": (7, 3, 1)}[
+        options
+    ]
+    x = torch.randn(2, 4, 5, 21, device=backend.device)
+    x[0, 1, 0, 0] = x[0, 2, 3, 7] = x[1, 3, -1, -1] = value
+    weight = torch.randn(4, 4 // groups, kernel, kernel, device=backend.device)
+    weight[:, :, 1, 0] = 0
+    tensors = [x.requires_grad_(), weight.requires_grad_()]
+    doubles = [t.detach().double().requires_grad_() for t in tensors]
+    y = UP(*tensors, stride=stride, groups=groups)
+    oracle = equivalent(*doubles, stride=stride, groups=groups)
+    g = torch.randn_like(y)
+    g[0, 0, 0, 0] = g[1, 2, -1, -1] = g[1, 1, 4, 11] = value
+    ours = torch.autograd.grad(y, tensors, g)
+    theirs = torch.autograd.grad(oracle, doubles, g.double())
+    for a, b in zip((y, *ours), (oracle, *theirs), strict=True):
+        assert a.isfinite().equal(b.isfinite())
+        assert a.isnan().equal(b.isnan())
+
+
 def test_autocast(backend: Backend) -> None:
     x, weight = torch.randn(1, 3, 5, 6, device=backend.device), torch.randn(3, 2, 4, 4, device=backend.device)
     skip = torch.randn(1, 2, 20, 20, device=backend.device)
@@ -101,7 +168,6 @@ def test_empty_batch(backend: Backend) -> None:
 
 
 X, W, SKIP = torch.randn(2, 4, 5, 6), torch.randn(4, 3, 4, 4), torch.randn(2, 3, 20, 20)
-UP = fk.conv_transpose_add
 BAD = [
     (lambda: UP(X[0], W, stride=2), ValueError, r"x must be \[N, C, H, W\]"),
     (lambda: UP(X, W[0], stride=2), ValueError, "weight must be"),

@@ -38,6 +38,15 @@ CALLS: dict[str, tuple[str, Callable[[Tensor, Tensor], Tensor]]] = {
         "upsample_binary_cross_entropy",
         lambda x, t: fk.upsample_binary_cross_entropy(x[:, :1], (t > 3).long(), FCN),
     ),
+    # The weights are a part of x, so that its gradient holds theirs.
+    "conv_transpose": (
+        "conv_transpose_add",
+        lambda x, t: fk.conv_transpose_add(x, x[0, :, None, 8:20, 8:18], stride=(3, 4), offset=(5, 6)),
+    ),
+    "conv_transpose-depthwise": (
+        "conv_transpose_add",
+        lambda x, t: fk.conv_transpose_add(x, x[0, :, None, 8:24, 8:24], stride=8, groups=7, offset=(3, 0)),
+    ),
 }
 CASES = [
     pytest.param(call, backend, id=f"{name}-{backend.name}-{backend.device}")

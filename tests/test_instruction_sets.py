@@ -112,3 +112,39 @@ def test_values_that_are_not_finite(instruction_set: str, values: str) -> None:
         expected = fk.upsample_cross_entropy(x, target, sampling, reduction="none")
         oracle = fk.upsample_cross_entropy(x.double(), target, sampling, reduction="none")
     check_budget(fk.upsample_cross_entropy(x, target, sampling, reduction="none"), expected, oracle, x)
+
+
+# (Cin, Cout, groups, kernel, stride): strides below, at and above the vectors' lengths, and prime to them; kernels that
+# are multiples of the stride, leave a partial tap, or leave holes; one channel, full blocks of channels and rests.
+CONVOLUTIONS = {
+    "bilinear": (19, 19, 19, (4, 4), (2, 2)),
+    "dense": (5, 7, 1, (16, 16), (8, 8)),
+    "groups": (6, 4, 2, (3, 5), (2, 3)),
+    "more-outputs": (3, 15, 3, (9, 6), (4, 3)),
+    "holes": (2, 3, 1, (2, 3), (3, 5)),
+    "stride-1": (4, 1, 1, (3, 2), (1, 1)),
+    "wide": (2, 2, 2, (7, 40), (3, 17)),
+    "many-taps": (1, 2, 1, (1, 11), (1, 2)),
+}
+
+
+@pytest.mark.parametrize("case", CONVOLUTIONS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_conv_transpose(instruction_set: str, dtype: torch.dtype, case: str) -> None:
+    inputs, outputs, groups, kernel, stride = CONVOLUTIONS[case]
+    for layout, size in (("contiguous", (5, 21)), ("channels_last", (3, 9)), ("sliced", (1, 1))):
+        x = LAYOUTS[layout](torch.randn(2, inputs, *size).to(dtype))
+        weight = LAYOUTS[layout](torch.randn(inputs, outputs // groups, *kernel).to(dtype))
+        full = [(i - 1) * s + k for i, s, k in zip(size, stride, kernel, strict=True)]
+        offset = [min(1, full[0] - 1), min(2, full[1] - 1)]
+        crop = [full[0] - offset[0], max(full[1] - offset[1] - 1, 1)]
+        skip = LAYOUTS[layout](torch.randn(2, outputs, crop[0] + 1, crop[1] + 2).to(dtype))
+        grad = LAYOUTS[layout](torch.randn(2, outputs, *crop).to(dtype))
+        results = []
+        for ops, cast in ((torch.ops.fcn_kernels, dtype), (reference, dtype), (reference, torch.float64)):
+            x_, weight_, skip_, grad_ = (t.to(cast) for t in (x, weight, skip, grad))
+            y = ops.conv_transpose_add(x_, weight_, skip_, stride, groups, offset, crop, [1, 2], 0.5)
+            gradients = ops.conv_transpose_add_backward(grad_, x_, weight_, stride, groups, offset, True, True)
+            results.append((y, *gradients))
+        for ours, plain, oracle in zip(*results, strict=True):
+            check_budget(ours, plain, oracle, x, gain=float(oracle.abs().max()))

@@ -61,6 +61,11 @@ def arguments(x: Tensor) -> dict[str, list[tuple]]:
             (x, image(5, 2, 4, 4), image(2, 2, 9, 9), [2, 2], 1, [1, 1], [6, 6], [1, 0], 0.5),
             (x, image(5, 1, 3, 3), None, [2, 2], 5, [0, 0], [7, 9], [0, 0], 1.0),
         ],
+        "conv_transpose_add_backward": [
+            (image(2, 2, 6, 6), x, image(5, 2, 4, 4), [2, 2], 1, [1, 1], True, True),
+            (image(2, 5, 7, 9), x, image(5, 1, 3, 3), [2, 2], 5, [0, 0], True, False),
+            (image(2, 5, 7, 9), x, image(5, 1, 3, 3), [2, 2], 5, [0, 0], False, True),
+        ],
         "score_softmax": [(x, image(3, 5), image(3), False), (x, image(3, 5), None, True)],
         "score_argmax": [(x, image(3, 5), image(3))],
         "score_cross_entropy": [

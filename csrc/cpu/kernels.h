@@ -121,6 +121,27 @@ struct UpsampleBackwardArgs {
   void* dot;  // [N, H, W] of the arithmetic type, filled by softmax_dot
 };
 
+struct ConvTransposeArgs {
+  Image x;
+  Image weight;  // [Cin, Cout / groups, ky, kx] as [batch, channels, height, width]
+  int64_t groups, stride_h, stride_w, offset_h, offset_w;
+  Image output;  // the crop window, or the gradient that arrives there
+  Image skip;    // its crop window; data null: none
+  double skip_scale;
+  bool pixelwise;  // output is channels_last
+  void* packed;    // the weights in the kernel's order
+  // Backward; data null: not wanted.
+  Image grad_x;
+  Image grad_weight;
+  void* parts;  // of grad_weight, of the arithmetic type, one sum per part of the images' rows
+};
+
+struct ConvTransposePlan {
+  int64_t packed_bytes, pack_units;
+  int64_t units, scratch_bytes;
+  int64_t parts_bytes, sum_units;
+};
+
 // Each kernel: bytes of scratch that one worker needs, and unit of work `unit`. The units of the tiled kernels are
 // [0, N * Geometry::unit_count); the streaming ones count their own.
 struct Kernels {
@@ -138,6 +159,14 @@ struct Kernels {
   int64_t (*upsample_backward_scratch)(const UpsampleBackwardArgs&);
   void (*upsample_backward)(const UpsampleBackwardArgs&, int64_t unit, void* scratch);
   void (*softmax_dot)(const UpsampleBackwardArgs&, int64_t unit);  // a unit is a row: [0, N * H)
+  // First the weights are packed, then come the units; last the parts of the gradient of the weights are summed.
+  ConvTransposePlan (*conv_transpose_plan)(const ConvTransposeArgs&);
+  void (*conv_transpose_pack)(const ConvTransposeArgs&, int64_t unit);
+  void (*conv_transpose_add)(const ConvTransposeArgs&, int64_t unit, void* scratch);
+  ConvTransposePlan (*conv_transpose_backward_plan)(const ConvTransposeArgs&);
+  void (*conv_transpose_backward_pack)(const ConvTransposeArgs&, int64_t unit);
+  void (*conv_transpose_backward)(const ConvTransposeArgs&, int64_t unit, void* scratch);
+  void (*conv_transpose_sum_parts)(const ConvTransposeArgs&, int64_t unit);
 };
 
 }  // namespace fcn

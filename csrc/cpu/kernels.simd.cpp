@@ -19,6 +19,13 @@ int64_t upsample_backward_units(const UpsampleBackwardArgs&);
 int64_t upsample_backward_scratch(const UpsampleBackwardArgs&);
 void upsample_backward(const UpsampleBackwardArgs&, int64_t, void*);
 void softmax_dot(const UpsampleBackwardArgs&, int64_t);
+ConvTransposePlan conv_transpose_plan(const ConvTransposeArgs&);
+void conv_transpose_pack(const ConvTransposeArgs&, int64_t);
+void conv_transpose_add(const ConvTransposeArgs&, int64_t, void*);
+ConvTransposePlan conv_transpose_backward_plan(const ConvTransposeArgs&);
+void conv_transpose_backward_pack(const ConvTransposeArgs&, int64_t);
+void conv_transpose_backward(const ConvTransposeArgs&, int64_t, void*);
+void conv_transpose_sum_parts(const ConvTransposeArgs&, int64_t);
 
 #define FCN_STRING(x) #x
 #define FCN_NAME(x) FCN_STRING(x)
@@ -39,6 +46,13 @@ const Kernels kKernels = {
     upsample_backward_scratch,
     upsample_backward,
     softmax_dot,
+    conv_transpose_plan,
+    conv_transpose_pack,
+    conv_transpose_add,
+    conv_transpose_backward_plan,
+    conv_transpose_backward_pack,
+    conv_transpose_backward,
+    conv_transpose_sum_parts,
 };
 
 }  // namespace FCN_ISA

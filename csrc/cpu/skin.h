@@ -45,6 +45,20 @@ inline Image image_of(const char* op, const Tensor& t) {
                t.size(3),    t.stride(0),     t.stride(1), t.stride(2), t.stride(3)};
 }
 
+// The window of height x width at `offset`.
+inline Image window_of(const char* op, const char* name, const Tensor& t, const std::vector<int64_t>& offset,
+                       int64_t height, int64_t width) {
+  check(offset.size() == 2 && offset[0] >= 0 && offset[1] >= 0 && offset[0] + height <= t.size(2) &&
+            offset[1] + width <= t.size(3),
+        op, "the window of ", height, " x ", width, " leaves the ", name, " of ", t.size(2), " x ", t.size(3));
+  Image image = image_of(op, t);
+  image.data = static_cast<char*>(image.data) +
+               (offset[0] * image.stride_h + offset[1] * image.stride_w) * static_cast<int64_t>(t.element_size());
+  image.height = height;
+  image.width = width;
+  return image;
+}
+
 // Calls run(unit, scratch) for every unit in [0, units) on torch's thread pool. Workers take units as they become
 // free; a unit's result does not depend on its worker.
 template <typename Run>

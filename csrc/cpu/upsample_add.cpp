@@ -22,13 +22,7 @@ Tensor run(const char* op, const Tensor& x, const std::vector<int64_t>& encoded,
     check(skip->dim() == 4 && skip->size(0) == x.size(0) && skip->size(1) == x.size(1), op, "skip is ", shape_of(*skip),
           " but x is ", shape_of(x), ": batch and channels must be the same");
     check(skip->scalar_type() == x.scalar_type(), op, "skip and x must have the same dtype");
-    check(offset.size() == 2 && offset[0] >= 0 && offset[1] >= 0 && offset[0] + rows.out <= skip->size(2) &&
-              offset[1] + cols.out <= skip->size(3),
-          op, "the window of ", rows.out, " x ", cols.out, " leaves the skip of ", skip->size(2), " x ", skip->size(3));
-    args.skip = image_of(op, *skip);
-    const int64_t element = static_cast<int64_t>(skip->element_size());
-    args.skip.data = static_cast<char*>(args.skip.data) +
-                     (offset[0] * args.skip.stride_h + offset[1] * args.skip.stride_w) * element;
+    args.skip = window_of(op, "skip", *skip, offset, rows.out, cols.out);
   }
   const Kernels& k = kernels();
   for_each_unit(k.upsample_units(args), k.upsample_scratch(args),

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .. import reference
@@ -34,6 +33,17 @@ define(
 )
 
 
+define(
+    "conv_transpose_add_backward(Tensor grad, Tensor x, Tensor weight, SymInt[] stride, SymInt groups,"
+    " SymInt[] offset, bool need_x, bool need_weight) -> (Tensor grad_x, Tensor grad_weight)",
+    reference.conv_transpose_add_backward,
+    lambda grad, x, weight, stride, groups, offset, need_x, need_weight: (
+        empty_image(x, x.shape[1], x.shape[2:]) if need_x else x.new_empty(0),
+        weight.new_empty(weight.shape if need_weight else 0),
+    ),
+)
+
+
 def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
     x, weight, skip, ctx.stride, ctx.groups, ctx.offset, _, ctx.skip_offset, ctx.skip_scale = inputs
     ctx.skip_size = None if skip is None else skip.shape[2:]
@@ -42,25 +52,46 @@ def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> tuple:
     x, weight = ctx.saved_tensors
+    need_x, need_weight, need_skip = ctx.needs_input_grad[:3]
     grad_x = grad_weight = grad_skip = None
-    if ctx.needs_input_grad[2]:
+    if need_skip:
         grad_skip = window_gradient(grad, ctx.skip_scale, ctx.skip_offset, ctx.skip_size)
-    if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
-        (sy, sx), (ky, kx) = ctx.stride, weight.shape[2:]
-        full = (x.shape[2] - 1) * sy + ky, (x.shape[3] - 1) * sx + kx
-        grad = window_gradient(grad, 1, ctx.offset, full)
-        stride = (sy, sx)
-        if ctx.needs_input_grad[0]:
-            grad_x = F.conv2d(grad, weight, stride=stride, groups=ctx.groups)
-        if ctx.needs_input_grad[1]:
-            grad_weight = torch.nn.grad.conv2d_weight(grad, weight.shape, x, stride=stride, groups=ctx.groups)
-    return grad_x, grad_weight, grad_skip, None, None, None, None, None, None
+    if need_x or need_weight:
+        grad_x, grad_weight = _gradients(grad, x, weight, ctx.stride, ctx.groups, ctx.offset, need_x, need_weight)
+    return grad_x if need_x else None, grad_weight if need_weight else None, grad_skip, *(None,) * 6
+
+
+def _setup_context_of_backward(ctx: Any, inputs: tuple, output: tuple) -> None:
+    grad, x, weight, ctx.stride, ctx.groups, ctx.offset, ctx.need_x, ctx.need_weight = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(grad, x, weight)
+
+
+def _backward_of_backward(ctx: Any, u: Tensor | None, v: Tensor | None) -> tuple:
+    """With u for the gradient in x and v for that in weight: ``<u, grad_x> = <conv(u, weight), grad>``, which is also
+    ``<weight, the gradient in weight for x = u>``; ``<v, grad_weight> = <conv(x, v), grad>`` likewise."""
+    grad, x, weight = ctx.saved_tensors
+    u, v = u if ctx.need_x else None, v if ctx.need_weight else None
+    where = ctx.stride, ctx.groups, ctx.offset
+    grad_grad = grad_x = grad_weight = None
+    if ctx.needs_input_grad[0]:
+        for image, filters in ((u, weight), (x, v)):
+            if image is not None and filters is not None:
+                grad_grad = _conv_transpose_add(image, filters, grad_grad, *where, grad.shape[2:], (0, 0), 1.0)
+    if ctx.needs_input_grad[1] and v is not None:
+        grad_x, _ = _gradients(grad, x, v, *where, True, False)
+    if ctx.needs_input_grad[2] and u is not None:
+        _, grad_weight = _gradients(grad, u, weight, *where, False, True)
+    return grad_grad, grad_x, grad_weight, *(None,) * 5
 
 
 differentiable("conv_transpose_add", _backward, _setup_context)
+differentiable("conv_transpose_add_backward", _backward_of_backward, _setup_context_of_backward)
 batched_per_sample("conv_transpose_add", [0, 2])
+batched_per_sample("conv_transpose_add_backward", [0, 1], loop_if=lambda *args: args[7])
 
 _conv_transpose_add = torch.ops.fcn_kernels.conv_transpose_add.default
+_gradients = torch.ops.fcn_kernels.conv_transpose_add_backward.default
 
 
 def conv_transpose_add(
