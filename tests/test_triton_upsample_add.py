@@ -20,6 +20,7 @@ import triton.language as tl  # noqa: E402
 
 from fcn_kernels import reference  # noqa: E402
 from fcn_kernels.backends.triton import upsample_add as kernels  # noqa: E402
+from fcn_kernels.backends.triton.launch import fits_int32  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -108,10 +109,10 @@ def test_an_empty_batch():
 
 def test_positions_that_need_64_bits_are_noticed():
     small = [4, 8, 1, 0, 2, 4, 8, 1, 0, 2, 0]
-    assert kernels.fits_int32(small, torch.empty(1, 1, 4, 4))
-    assert not kernels.fits_int32([4, 8, 2**29, 0, 2**30, 4, 8, 1, 0, 2, 0], torch.empty(1, 1, 4, 4))
+    assert fits_int32(small, torch.empty(1, 1, 4, 4))
+    assert not fits_int32([4, 8, 2**29, 0, 2**30, 4, 8, 1, 0, 2, 0], torch.empty(1, 1, 4, 4))
     far = torch.empty_strided((1, 2, 4, 4), (0, 2**31, 4, 1), device="meta")
-    assert not kernels.fits_int32(small, far)
+    assert not fits_int32(small, far)
 
 
 TARGETS = {
@@ -170,10 +171,12 @@ def compiled(kernel, target, element: str, wide_index: bool):
     """The kernel as a contiguous launch compiles it, where offsets and the output's width are divisible by 16."""
     from triton.compiler import ASTSource
 
-    tensors = ("x", "skip", "y", "grad", "dx")
+    tensors = ("x", "skip", "y", "grad", "output", "pixel", "dx")
     constants = {
         "CLAMP": False,
         "SKIP": True,
+        "SIGMOID": False,
+        "DERIVATIVE": "identity",
         "ACC": tl.float64 if element == "fp64" else tl.float32,
         "INDEX": tl.int64 if wide_index else tl.int32,
         "BLOCK_C": 4,

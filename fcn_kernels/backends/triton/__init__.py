@@ -11,6 +11,10 @@ KERNELS = {
     "upsample": "upsample_add",
     "upsample_backward": "upsample_add",
     "upsample_add": "upsample_add",
+    "upsample_softmax": "upsample_softmax",
+    "upsample_softmax_backward": "upsample_softmax",
+    "upsample_sigmoid": "upsample_sigmoid",
+    "upsample_sigmoid_backward": "upsample_sigmoid",
 }
 
 

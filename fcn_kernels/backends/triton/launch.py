@@ -4,6 +4,8 @@ import contextlib
 from collections.abc import Sequence
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from ...reference import memory_format
@@ -17,8 +19,8 @@ def empty_image(like: Tensor, height: int, width: int) -> Tensor:
 
 def fits_int32(sampling: Sequence[int], *tensors: Tensor) -> bool:
     """Whether positions and the offsets within one image can be computed in 32 bits."""
-    bounds = []
-    for size, out, num, off, den in (sampling[:5], sampling[5:10]):
+    bounds = [0]
+    for size, out, num, off, den in (sampling[:5], sampling[5:10]) if sampling else ():
         bounds.append(num * out + abs(off))
         bounds.append((size + 1) * den + abs(off) + num)
     for t in tensors:
@@ -31,3 +33,20 @@ def device_of(x: Tensor) -> contextlib.AbstractContextManager:
     if x.device.type == "cpu":
         return contextlib.nullcontext()  # the interpreter
     return torch.get_device_module(x.device.type).device(x.device)
+
+
+def accumulator(x: Tensor) -> tl.dtype:
+    """The type of the arithmetic."""
+    return tl.float64 if x.dtype == torch.float64 else tl.float32
+
+
+def index_type(sampling: Sequence[int], *tensors: Tensor) -> tl.dtype:
+    """The type of positions and of offsets within one image."""
+    return tl.int32 if fits_int32(sampling, *tensors) else tl.int64
+
+
+def image_blocks(x: Tensor, y: Tensor) -> tuple[int, int]:
+    """Channels and columns of a tile of a streaming kernel: lanes run along the innermost dimension."""
+    channels_last = x.stride(1) == 1 and y.stride(1) == 1 and x.shape[1] > 1
+    block_c = min(64 if channels_last else 4, triton.next_power_of_2(x.shape[1]))
+    return block_c, max(8, 512 // block_c) if channels_last else 128
