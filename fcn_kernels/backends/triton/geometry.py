@@ -1,9 +1,9 @@
 """Where an output reads, and who reads an input: the geometry of all Triton kernels, in integers.
 
 Per axis an output index o reads pos(o) = (num * o + off) / den: i = floor(pos), f = pos - i,
-y[o] = (1 - f) x[i] + f x[i + 1]. The outputs with the same i share an *interval*; those of an interval, at most `longest`
-of them, are a *segment*. Where an interval holds fewer than two outputs (down-sampling, small factors) every output is a
-segment of its own.
+y[o] = (1 - f) x[i] + f x[i + 1]. The outputs with the same i share an *interval*; those of an interval, at most
+`longest` of them, are a *segment*. Where an interval holds fewer than two outputs (down-sampling, small factors) every
+output is a segment of its own.
 """
 
 from __future__ import annotations

@@ -4,26 +4,27 @@ Between two neighbouring input columns a logit is linear in the output column, s
 progression, exp(a + d f_k) = e_0 r^k: two exponentials per class and segment (geometry.py) serve up to 8 outputs. Every
 output row starts its own progressions; the rows of a program share their four corners.
 
-1. `class_statistics` looks at the small logits once. A softmax does not change when all classes of an *input pixel* move
-   by the same amount, since bilinear sampling is linear: so `shift`, [N, h, w], is their maximum, the logits used are
-   x - shift <= 0, no exponential can overflow, and a large common offset costs no digits. `spread`, [N, h, w], is how far
-   the least class lies below the maximum, infinite where a class is not finite.
-2. `logsumexp` writes L = log sum_c exp(z_c), [N, H, W], where z is x - shift upsampled. All that follows needs x, shift and
-   L only: probabilities are exp(z - L), losses L - z_y.
+1. `class_statistics` looks at the small logits once. A softmax does not change when all classes of an *input pixel*
+   move by the same amount, since bilinear sampling is linear: so `shift`, [N, h, w], is their maximum, the logits used
+   are x - shift <= 0, no exponential can overflow, and a large common offset costs no digits. `spread`, [N, h, w], is
+   how far the least class lies below the maximum, infinite where a class is not finite.
+2. `logsumexp` writes L = log sum_c exp(z_c), [N, H, W], where z is x - shift upsampled. All that follows needs x, shift
+   and L only: probabilities are exp(z - L), losses L - z_y. Where z itself may be large, next to jumps, L would round
+   the logarithm away: who needs it gets L - peak and the image `peak`, the largest z, or 0 where L is small anyway.
 
 Underflow: where no corner of a program's segments lies further than SPAN below its pixel's maximum, every e_0 r^k is
-above exp(-SPAN), a normal number, and the chains are as good as their rounding (docs/geometric-softmax.md). Elsewhere the
-program evaluates its outputs directly, each with its own maximum and an exponential per class, from taps in the weighted
-form: that overflows nowhere, keeps infinities, and does not read a tap of weight zero.
+above exp(-SPAN), a normal number, and the chains are as good as their rounding (docs/geometric-softmax.md). Elsewhere
+the program evaluates its outputs directly, each with its own maximum and an exponential per class, from taps in the
+weighted form: that overflows nowhere, keeps infinities, and does not read a tap of weight zero.
 
 Work, per class and output, with K outputs in a segment and R rows in a program (a multiply-add is one):
     exponentials        2 / K              1 for K = 1, and where evaluated directly
     arithmetic          (5 + 2 K) / K + 11 / (R K)
     bytes               x is read twice, from DRAM and from L2; L is written: 4 bytes per output, not per class
-On an H200 (132 multiprocessors at 1.75 GHz, 16 exponentials and 128 instructions per clock each: 3.7e12 and 3.0e13 a second)
-N = 8, C = 150, 128 x 128 to 512 x 512 has 3.1e8 class-outputs: K = R = 4 takes 1.6e8 exponentials, 42 us, and 1.2e9
-instructions, 42 us on other units; `class_statistics` reads 79 MB, 18 us at 4.3 TB/s. Eager PyTorch moves more than 5 GB for
-upsampling and log-softmax, 1.2 ms.
+On an H200 (132 multiprocessors at 1.75 GHz, 16 exponentials and 128 instructions per clock each: 3.7e12 and 3.0e13 a
+second) N = 8, C = 150, 128 x 128 to 512 x 512 has 3.1e8 class-outputs: K = R = 4 takes 1.6e8 exponentials, 42 us, and
+1.2e9 instructions, 42 us on other units; `class_statistics` reads 79 MB, 18 us at 4.3 TB/s. Eager PyTorch moves more
+than 5 GB for upsampling and log-softmax, 1.2 ms.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...reference import arithmetic_dtype
-from .geometry import corners, position, segment, segments
+from .geometry import corners, segment, segments
 from .launch import accumulator, device_of, index_type
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -91,14 +92,15 @@ def class_statistics_kernel(
 
 @triton.jit
 def logsumexp_kernel(
-    x, shift, spread, result,
+    x, shift, spread, result, peak,
     C, h, H, num_h, off_h, den_h, w, W, num_w, off_w, den_w,
     low_h, chunks, low_w, count, total,
     x_n, x_c, x_h, x_w,
-    CLAMP: tl.constexpr, PIECES_H: tl.constexpr, ROWS: tl.constexpr, PIECES_W: tl.constexpr, STEPS: tl.constexpr,
+    PEAK: tl.constexpr, CLAMP: tl.constexpr,
+    PIECES_H: tl.constexpr, ROWS: tl.constexpr, PIECES_W: tl.constexpr, STEPS: tl.constexpr,
     ACC: tl.constexpr, INDEX: tl.constexpr, MASKED: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
-    """One program: BLOCK_S units, numbered through all images, each up to ROWS rows of a segment of up to STEPS outputs.
+    """One program: BLOCK_S units, numbered through all images: up to ROWS rows of a segment of up to STEPS outputs.
 
     A thread owns a unit and, where BLOCK_C > 1, some of the classes.
     """
@@ -135,12 +137,13 @@ def logsumexp_kernel(
     rest_y = oy * num_h + off_h - iy * den_h
     rest_x = ox * num_w + off_w - ix * den_w
     result += n * H * W
+    peak += n * H * W
     if tl.max(widest, 0) <= SPAN:
         f0 = (rest_x.to(ACC) / den_w)[None, :]
         step = tl.full([1, 1], num_w, ACC) / den_w
         sums = ()
         for _ in tl.static_range(ROWS * STEPS):
-            sums = sums + (tl.zeros([BLOCK_C, BLOCK_S], ACC),)
+            sums = sums + (tl.zeros([BLOCK_C, BLOCK_S], ACC),)  # noqa: RUF005
         for c0 in range(0, C, BLOCK_C):
             c = (c0 + tl.arange(0, BLOCK_C))[:, None].to(INDEX)
             offset = c * x_c
@@ -158,14 +161,17 @@ def logsumexp_kernel(
                     e = tl.where(known, e, 0)
                 r = tl.exp2(rise * step)
                 for k in tl.static_range(STEPS):
-                    next_sums = next_sums + (sums[row * STEPS + k] + e,)
+                    next_sums = next_sums + (sums[row * STEPS + k] + e,)  # noqa: RUF005
                     if k + 1 < STEPS:
                         e = e * r
             sums = next_sums
         for row in tl.static_range(ROWS):
             for k in tl.static_range(STEPS):
                 value = tl.log(tl.sum(sums[row * STEPS + k], 0))
-                tl.store(result + (oy + row) * W + ox + k, value, mask=(oy + row < end_y) & (ox + k < end_x))
+                at, store = (oy + row) * W + ox + k, (oy + row < end_y) & (ox + k < end_x)
+                tl.store(result + at, value, mask=store)
+                if PEAK:
+                    tl.store(peak + at, tl.zeros([BLOCK_S], ACC), mask=store)
     else:
         for row in range(ROWS):
             for k in range(STEPS):
@@ -196,8 +202,12 @@ def logsumexp_kernel(
                     q = tl.load(x_br + c * x_c, mask=known & read_br, other=0).to(ACC) - shift_br
                     z = (1 - fy) * ((1 - fx) * a + fx * b) + fy * ((1 - fx) * p + fx * q)
                     total_e += tl.where(known, tl.exp(z - best[None, :]), 0)
-                value = best + tl.log(tl.sum(total_e, 0))
-                tl.store(result + (oy + row) * W + ox + k, value, mask=store)
+                at, value = (oy + row) * W + ox + k, tl.log(tl.sum(total_e, 0))
+                if PEAK:
+                    tl.store(peak + at, best, mask=store)
+                else:
+                    value += best
+                tl.store(result + at, value, mask=store)
 
 
 def class_statistics(
@@ -224,7 +234,7 @@ def statistics_blocks(x: Tensor) -> tuple[int, int]:
     return (32, 32) if x.stride(1) == 1 and x.shape[1] > 1 else (16, 64)
 
 
-def chain_blocks(x: Tensor, sampling: Sequence[int]) -> tuple[int, int]:
+def chain_blocks(x: Tensor) -> tuple[int, int]:
     """Classes and units of a program of `logsumexp`."""
     return (8, 32) if x.stride(1) == 1 and x.shape[1] > 1 else (1, 128)
 
@@ -232,25 +242,29 @@ def chain_blocks(x: Tensor, sampling: Sequence[int]) -> tuple[int, int]:
 UNITS = 1 << 17  # threads that fill a large GPU twice
 
 
-def logsumexp(x: Tensor, shift: Tensor, spread: Tensor, sampling: Sequence[int]) -> Tensor:
-    """L = log sum_c exp(z_c), z = upsample(x - shift): [N, H, W] in the dtype of the arithmetic."""
+def logsumexp(
+    x: Tensor, shift: Tensor, spread: Tensor, sampling: Sequence[int], peaks: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """L, or L - peak and peak, of z = upsample(x - shift): [N, H, W] in the dtype of the arithmetic."""
     n, c, h, w = x.shape
     _, H, num_h, off_h, den_h, _, W, num_w, off_w, den_w, clamp = sampling
     result = torch.empty((n, H, W), dtype=shift.dtype, device=x.device)
+    peak = torch.empty_like(result) if peaks else None
     columns = segments(sampling[5:10], 8)
     rows_at_most = 4
     while rows_at_most > 1 and n * columns.count * segments(sampling[:5], rows_at_most).count < UNITS:
         rows_at_most //= 2
     rows = segments(sampling[:5], rows_at_most)
     total = n * rows.count * columns.count
-    block_c, block_s = chain_blocks(x, sampling)
+    block_c, block_s = chain_blocks(x)
     with device_of(x):
         logsumexp_kernel[(triton.cdiv(total, block_s),)](
-            x, shift, spread, result,
+            x, shift, spread, result, result if peak is None else peak,
             c, h, H, num_h, off_h, den_h, w, W, num_w, off_w, den_w,
             rows.low, rows.count, columns.low, columns.count, total, *x.stride(),
-            CLAMP=bool(clamp), PIECES_H=rows.pieces, ROWS=rows.steps, PIECES_W=columns.pieces, STEPS=columns.steps,
+            PEAK=peaks, CLAMP=bool(clamp), PIECES_H=rows.pieces, ROWS=rows.steps, PIECES_W=columns.pieces,
+            STEPS=columns.steps,
             ACC=accumulator(x), INDEX=index_type(sampling, x), MASKED=c % block_c != 0, BLOCK_C=block_c,
             BLOCK_S=block_s, enable_fp_fusion=True,
         )  # fmt: skip
-    return result
+    return result, peak

@@ -1,13 +1,13 @@
 """upsample_softmax, upsample_log_softmax and their backward in Triton.
 
-Forward: the log-sum-exp L of every output comes from geometric progressions (logsumexp.py), then one streaming kernel writes
-exp(z - L), or z - L, in whole rows: stores are as wide as the alignment of y allows, which tiles that begin with an input
-interval could not offer. Per class and output: 2 / K + 1 exponentials (2 / K for the logarithm), one write. On an H200
-fp32 output at 4.3 TB/s takes 0.93 ps an element, 1.5 exponentials (K = 4) 0.40 ps: bandwidth bound.
+Forward: the log-sum-exp L of every output comes from geometric progressions (logsumexp.py), then one streaming kernel
+writes exp(z - L), or z - L, in whole rows: stores are as wide as the alignment of y allows, which tiles that begin with
+an input interval could not offer. Per class and output: 2 / K + 1 exponentials (2 / K for the logarithm), one write. On
+an H200 fp32 output at 4.3 TB/s takes 0.93 ps an element, 1.5 exponentials (K = 4) 0.40 ps: bandwidth bound.
 
 Backward: with the output p, dx = A'(p (g - sum_c p g)), for the logarithm A'(g - exp(p) sum_c g). One kernel makes the
-sum of every pixel, reading g and p; the other gathers dx from the outputs that read an input, reading g and p again: four
-reads per output in all, no full-resolution intermediate, no atomics.
+sum of every pixel, reading g and p; the other gathers dx from the outputs that read an input, reading g and p again:
+four reads per output in all, no full-resolution intermediate, no atomics.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .upsample_add import gather
 
 @triton.jit
 def upsample_softmax_kernel(
-    x, shift, lse, y,
+    x, shift, lse, peak, y,
     C, h, H, num_h, off_h, den_h, w, W, num_w, off_w, den_w,
     x_n, x_c, x_h, x_w, y_n, y_c, y_h, y_w,
     LOG: tl.constexpr, CLAMP: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
@@ -51,7 +51,9 @@ def upsample_softmax_kernel(
     s_tr = tl.load(shift + top * w + right, mask=has_right & read_top, other=0)
     s_bl = tl.load(shift + bottom * w + left, mask=has_left & read_bottom, other=0)
     s_br = tl.load(shift + bottom * w + right, mask=has_right & read_bottom, other=0)
-    normaliser = tl.load(lse + n * H * W + oy * W + ox, mask=inside, other=0)
+    pixel = n * H * W + oy * W + ox
+    normaliser = tl.load(lse + pixel, mask=inside, other=0)
+    largest = tl.load(peak + pixel, mask=inside, other=0)
     x += n * x_n
     y += n * y_n
     for chunk in tl.static_range(CHUNKS):
@@ -64,7 +66,8 @@ def upsample_softmax_kernel(
         b = tl.load(above + right * x_w, mask=in_top & has_right, other=0).to(ACC) - s_tr
         d = tl.load(below + left * x_w, mask=in_bottom & has_left, other=0).to(ACC) - s_bl
         e = tl.load(below + right * x_w, mask=in_bottom & has_right, other=0).to(ACC) - s_br
-        value = (1 - fy) * ((1 - fx) * a + fx * b) + fy * ((1 - fx) * d + fx * e) - normaliser
+        value = (1 - fy) * ((1 - fx) * a + fx * b) + fy * ((1 - fx) * d + fx * e)
+        value = value - largest - normaliser
         if not LOG:
             value = tl.exp(value)
         tl.store(y + (c * y_c + oy * y_h + ox * y_w), value.to(y.dtype.element_ty), mask=(c < C) & inside)
@@ -107,12 +110,12 @@ def upsample_softmax(x: Tensor, sampling: Sequence[int], log: bool) -> Tensor:
     if y.numel() == 0:
         return y
     shift, spread, _ = class_statistics(x)
-    lse = logsumexp(x, shift, spread, sampling)
+    lse, peak = logsumexp(x, shift, spread, sampling, peaks=True)
     block_c, block_w = image_blocks(x, y)
     chunks = min(4, triton.cdiv(c, block_c))
     with device_of(x):
         upsample_softmax_kernel[n * H * triton.cdiv(W, block_w), triton.cdiv(c, block_c * chunks)](
-            x, shift, lse, y, c, h, H, num_h, off_h, den_h, w, W, num_w, off_w, den_w, *x.stride(), *y.stride(),
+            x, shift, lse, peak, y, c, h, H, num_h, off_h, den_h, w, W, num_w, off_w, den_w, *x.stride(), *y.stride(),
             LOG=log, CLAMP=bool(clamp), ACC=accumulator(x), INDEX=index_type(sampling, x, y),
             BLOCK_C=block_c, BLOCK_W=block_w, CHUNKS=chunks, enable_fp_fusion=True,
         )  # fmt: skip

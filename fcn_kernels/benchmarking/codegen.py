@@ -1,0 +1,248 @@
+"""What Triton's compiler makes of every kernel in every configuration, without a GPU: registers, spills, access widths.
+
+    python -m fcn_kernels.benchmarking.codegen [--json FILE] [--target NAME]... [--only OPERATOR]...
+
+The operators are called on CPU tensors of real shapes, with their launches recorded instead of run; what was recorded
+is compiled for every target. The NVIDIA numbers are those of the assembler, read from the machine code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+
+from ..sampling import Sampling
+
+TARGETS = {
+    "sm_80": ("cuda", 80, 32),
+    "sm_90": ("cuda", 90, 32),
+    "sm_100": ("cuda", 100, 32),
+    "gfx942": ("hip", "gfx942", 64),
+}
+OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
+
+
+class Launch(NamedTuple):
+    """A kernel as one call of an operator specialises it."""
+
+    operator: str
+    case: str
+    kernel: Any
+    signature: dict[str, str]
+    constants: dict[str, Any]
+    attributes: dict[tuple[int], list]
+    options: dict[str, Any]
+
+    def key(self) -> str:
+        return repr((self.kernel.__name__, self.signature, self.constants, self.attributes, self.options))
+
+
+def record(operator: str, case: str, call: Callable[[], Any]) -> list[Launch]:
+    """The launches of one call, none of which runs."""
+    from triton.runtime.jit import JITFunction
+
+    launches = []
+
+    def run(kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        launches.append(_specialised(operator, case, kernel, args, kwargs))
+
+    with mock.patch.object(JITFunction, "run", run):
+        call()
+    return launches
+
+
+def _specialised(operator: str, case: str, kernel: Any, args: tuple, kwargs: dict) -> Launch:
+    """By Triton's rules: integers of 1 are constants, multiples of 16 and aligned pointers are marked as such."""
+    options = {name: kwargs.pop(name) for name in OPTIONS if name in kwargs}
+    values = dict(zip(kernel.arg_names, args, strict=False)) | kwargs
+    signature, constants, attributes = {}, {}, {}
+    for i, parameter in enumerate(kernel.params):
+        value = values[parameter.name]
+        if parameter.is_constexpr or value is None or (type(value) is int and value == 1):
+            signature[parameter.name], constants[parameter.name] = "constexpr", value
+            continue
+        if isinstance(value, torch.Tensor):
+            signature[parameter.name] = "*" + _NAMES[value.dtype]
+            divisible = value.data_ptr() % 16 == 0
+        elif isinstance(value, float):
+            signature[parameter.name], divisible = parameter.annotation_type or "fp32", False
+        else:
+            signature[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+            divisible = value % 16 == 0
+        if divisible:
+            attributes[i,] = [["tt.divisibility", 16]]
+    return Launch(operator, case, kernel, signature, constants, attributes, options)
+
+
+_NAMES = {
+    torch.float32: "fp32", torch.float64: "fp64", torch.float16: "fp16", torch.bfloat16: "bf16", torch.uint8: "u8",
+    torch.int16: "i16", torch.int32: "i32", torch.int64: "i64", torch.bool: "i1",
+}  # fmt: skip
+
+
+def cases(operators: list[str] | None = None) -> Iterator[Launch]:
+    """Every kernel, at the shapes, dtypes and layouts that choose different configurations; each configuration once."""
+    seen = set()
+    for operator, case, call in _calls():
+        if operators and operator not in operators:
+            continue
+        for launch in record(operator, case, call):
+            if launch.key() not in seen:
+                seen.add(launch.key())
+                yield launch
+
+
+def _calls() -> Iterator[tuple[str, str, Callable[[], Any]]]:
+    from ..backends import triton as kernels
+
+    def op(name: str, *args: Any) -> Callable[[], Any]:
+        return lambda: kernels.lazy(name)(*args)
+
+    shapes = {
+        "VOC 8x": (1, 21, 64, 64, Sampling.interpolate((64, 64), (512, 512))),
+        "ADE 4x": (8, 150, 128, 128, Sampling.interpolate((128, 128), (512, 512))),
+        "FCN 32x": (1, 21, 16, 16, Sampling.transposed_conv((16, 16), 32, offset=19, output_size=(480, 480))),
+    }
+    for shape, (n, c, h, w, sampling) in shapes.items():
+        code = sampling.encode()
+        for dtype in (torch.float32, torch.bfloat16, torch.float64):
+            for layout in (torch.contiguous_format, torch.channels_last):
+                if dtype == torch.float64 and (shape != "VOC 8x" or layout == torch.channels_last):
+                    continue
+                name = "channels_last" if layout == torch.channels_last else "contiguous"
+                case = f"{shape}, {_NAMES[dtype]}, {name}"
+                x = torch.empty((1, c, h, w), dtype=dtype).contiguous(memory_format=layout).expand(n, c, h, w)
+                y = torch.empty((1, c, code[1], code[6]), dtype=dtype).contiguous(memory_format=layout)
+                yield "upsample", case, op("upsample", x, code)
+                yield "upsample_backward", case, op("upsample_backward", y, code)
+                yield "upsample_add", case, op("upsample_add", x[:1], y, code, (0, 0), 1.0)
+                yield "upsample_softmax", case, op("upsample_softmax", x, code, False)
+                yield "upsample_softmax_backward", case, op("upsample_softmax_backward", y, y, code, False)
+                yield "upsample_sigmoid", case, op("upsample_sigmoid", x, code)
+                yield "upsample_sigmoid_backward", case, op("upsample_sigmoid_backward", y, y, code)
+
+
+def compiled(launch: Launch, target: str) -> Any:
+    """The kernel for a target; no GPU is needed."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    source = ASTSource(launch.kernel, launch.signature, launch.constants, launch.attributes)
+    options = {name: value for name, value in launch.options.items() if value is not None}
+    return triton.compile(source, target=GPUTarget(*TARGETS[target]), options=options)
+
+
+def inspect(binary: Any, target: str) -> dict[str, Any]:
+    """Registers, spills and shared memory, and how often each kind of instruction stands in the code."""
+    shared = binary.metadata.shared
+    if TARGETS[target][0] == "hip":
+        text = binary.asm["amdgcn"]
+        spills = sum(map(int, re.findall(r"\.[sv]gpr_spill_count:\s+(\d+)", text)))
+        registers = max(map(int, re.findall(r"\.vgpr_count:\s+(\d+)", text)))
+        names = re.findall(r"^\s+([a-z]\w+)", text, re.MULTILINE)
+    else:
+        usage, names = _disassembled(binary.asm["cubin"])
+        registers = int(re.search(r"REG:(\d+)", usage).group(1))
+        spills = sum(map(int, re.findall(r"(?:STACK|LOCAL):(\d+)", usage)))
+    counts = Counter()
+    for name in names:
+        counts[_kind(name)] += 1
+    return {
+        "registers": registers,
+        "spilled_bytes": spills,
+        "shared_bytes": shared,
+        "warps": binary.metadata.num_warps,
+        "instructions": sum(counts.values()),
+        "load_bits": _widths(names, r"LDG|global_load|buffer_load"),
+        "store_bits": _widths(names, r"STG|global_store|buffer_store"),
+        **{kind: counts[kind] for kind in ("exponentials", "matrix products", "shuffles") if counts[kind]},
+    }
+
+
+def _disassembled(cubin: bytes) -> tuple[str, list[str]]:
+    """Resource usage and the names of all instructions, by the tools that Triton brings."""
+    import triton
+
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage, code = (
+            subprocess.run([tool, *options, file.name], capture_output=True, text=True, check=True).stdout
+            for tool, options in ((tools / "cuobjdump", ["--dump-resource-usage"]), (tools / "nvdisasm", ["-c"]))
+        )
+    return usage, re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:\{\s*)?(?:@!?U?P\w+\s+)?([A-Z][\w.]+)", code, re.MULTILINE)
+
+
+def _kind(name: str) -> str:
+    if name.startswith(("MUFU.EX2", "v_exp_f32")):
+        return "exponentials"
+    if re.match(r"HMMA|HGMMA|IMMA|DMMA|UTC\w*MMA|v_mfma", name):
+        return "matrix products"
+    return "shuffles" if name.startswith(("SHFL", "ds_bpermute")) else "other"
+
+
+def _widths(names: list[str], pattern: str) -> list[int]:
+    """The access widths in bits that occur."""
+    widths = set()
+    for name in names:
+        if re.match(pattern, name):
+            found = re.search(r"\.(?:U?(8|16|64|128)|S(8|16))\b|dwordx(\d)|_(?:u?(byte|short))|b(\d+)", name)
+            if found is None:
+                widths.add(32)
+            else:
+                bits, signed, words, small, b = found.groups()
+                widths.add(
+                    int(bits or signed or b or 0) or (32 * int(words) if words else {"byte": 8, "short": 16}[small])
+                )
+    return sorted(widths)
+
+
+def table(targets: list[str], operators: list[str] | None = None) -> list[dict[str, Any]]:
+    """A row for every configuration and target."""
+    rows = []
+    for launch in cases(operators):
+        for target in targets:
+            row = {"operator": launch.operator, "kernel": launch.kernel.__name__, "case": launch.case, "target": target}
+            rows.append(row | inspect(compiled(launch, target), target))
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--json", type=Path, help="write the table as data")
+    parser.add_argument("--target", action="append", choices=TARGETS, help="default: all")
+    parser.add_argument("--only", action="append", help="an operator; default: all")
+    arguments = parser.parse_args()
+    rows = table(arguments.target or list(TARGETS), arguments.only)
+    if arguments.json:
+        import triton
+
+        facts = {"triton": triton.__version__, "torch": torch.__version__}
+        arguments.json.write_text(json.dumps({"provenance": facts, "rows": rows}, indent=1) + "\n")
+        return
+    print(f"{'kernel':<30}{'case':<34}{'target':<8}{'regs':>5}{'spills':>7}{'shared':>7}{'warps':>6}  loads / stores")
+    for r in rows:
+        print(
+            f"{r['kernel']:<30}{r['case']:<34}{r['target']:<8}{r['registers']:>5}{r['spilled_bytes']:>7}"
+            f"{r['shared_bytes']:>7}{r['warps']:>6}  {r['load_bits']} / {r['store_bits']}"
+        )
+
+
+if __name__ == "__main__":
+    if "triton" in sys.modules or os.environ.get("TRITON_INTERPRET"):
+        raise SystemExit("codegen: an interpreted kernel cannot be compiled; unset TRITON_INTERPRET")
+    main()

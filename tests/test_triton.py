@@ -1,0 +1,126 @@
+"""The Triton kernels, on the test bodies of the other backends: on a GPU, else in Triton's interpreter, which takes
+about a tenth of a millisecond for an operation on a tile of any size, so that the images are tiny.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from cases import ADVERSARIAL, DTYPES, LAYOUTS, parametrized
+from conftest import Backend
+
+pytest.importorskip("triton")
+
+import test_upsample_sigmoid
+import test_upsample_softmax
+
+import fcn_kernels as fk
+from fcn_kernels import Sampling
+
+pytestmark = pytest.mark.triton
+# The interpreter computes as numpy does, which reports what the kernels mean to do with infinities.
+warnings = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+
+# Integer and other factors, both boundaries, crops, longer runs than a segment, one pixel, down-sampling, equal sizes.
+TINY = [
+    ("resize-4x", Sampling.interpolate((2, 2), (6, 8))),
+    ("ragged", Sampling.interpolate((2, 2), (3, 5))),
+    ("corners", Sampling.interpolate((2, 3), (3, 7), align_corners=True)),
+    ("down", Sampling.interpolate((7, 8), (2, 3))),
+    ("same", Sampling.interpolate((2, 3), (2, 3))),
+    ("one-to-many", Sampling.interpolate((1, 1), (2, 3))),
+    ("many-to-one", Sampling.interpolate((3, 4), (1, 1))),
+    ("fcn-2x", Sampling.transposed_conv((2, 2), 2, kernel_size=4)),
+    ("fcn-8x", Sampling.transposed_conv((2, 2), 8, kernel_size=16, offset=(11, 5), output_size=(3, 13))),
+    ("fcn-16x", Sampling.transposed_conv((2, 1), 16, kernel_size=32, offset=(9, 3), output_size=(2, 20))),
+    ("fcn-32x", Sampling.transposed_conv((1, 2), 32, kernel_size=64, offset=(30, 49), output_size=(1, 41))),
+]
+FEW = [case for case in TINY if case[0] in ("ragged", "corners", "fcn-8x")]
+
+
+@pytest.fixture
+def triton_backend() -> Iterator[Backend]:
+    with fk.use_backend("triton"):
+        yield Backend("triton", "cuda" if torch.cuda.is_available() else "cpu")
+
+
+def check_truncated(f: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> None:
+    """For bfloat16, where the interpreter truncates: value and gradient within an ulp of the reference."""
+    results = []
+    for backend in ("triton", "reference"):
+        with fk.use_backend(backend):
+            y = x.clone().requires_grad_()
+            value = f(y)
+            g = torch.linspace(-1, 1, value.numel()).view(value.shape).to(value)
+            results.append((value, *torch.autograd.grad(value, y, g)))
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=2**-6, atol=2**-6 * expected.abs().max().item())
+
+
+@warnings
+class TestSoftmax:
+    check = staticmethod(test_upsample_softmax.check)
+
+    @pytest.mark.parametrize("sampling", **parametrized(TINY))
+    def test_samplings(self, triton_backend: Backend, sampling: Sampling) -> None:
+        for log in (False, True):
+            self.check(triton_backend, 3 * torch.randn(1, 3, *sampling.input_size), sampling, log)
+
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    def test_dtypes(self, triton_backend: Backend, dtype: torch.dtype) -> None:
+        x, sampling = torch.randn(1, 5, *FEW[0][1].input_size).to(dtype), FEW[0][1]
+        for log in (False, True):
+            if dtype == torch.bfloat16 and triton_backend.interpreted:
+                check_truncated(
+                    lambda y, log=log: (fk.upsample_log_softmax if log else fk.upsample_softmax)(y, sampling), x
+                )
+            else:
+                self.check(triton_backend, x, sampling, log)
+
+    @pytest.mark.parametrize("layout", LAYOUTS)
+    def test_layouts(self, triton_backend: Backend, layout: str) -> None:
+        sampling = FEW[0][1]
+        self.check(triton_backend, LAYOUTS[layout](torch.randn(2, 3, *sampling.input_size)), sampling, False)
+
+    @pytest.mark.parametrize("values", ADVERSARIAL)
+    def test_adversarial(self, triton_backend: Backend, values: str) -> None:
+        sampling = FEW[0][1]
+        x = ADVERSARIAL[values](torch.randn(1, 4, *sampling.input_size))
+        self.check(triton_backend, x, sampling, False)
+
+    def test_many_classes(self, triton_backend: Backend) -> None:
+        self.check(triton_backend, torch.randn(1, 37, 1, 2), Sampling.interpolate((1, 2), (2, 5)), False)
+
+    def test_largest_logits_do_not_overflow(self, triton_backend: Backend) -> None:
+        x = torch.randn(1, 4, 2, 3, device=triton_backend.device).sign() * 3e38
+        p = fk.upsample_softmax(x, (3, 5))
+        assert p.isfinite().all()
+        torch.testing.assert_close(p.sum(1), torch.ones_like(p[:, 0]))
+
+    def test_a_large_common_offset_costs_no_digits(self, triton_backend: Backend) -> None:
+        """Neighbouring numbers lie 0.06 apart there; the differences of these logits are exact."""
+        x = torch.randint(-32, 32, (1, 4, 2, 3), device=triton_backend.device) / 8.0
+        torch.testing.assert_close(fk.upsample_softmax(x + 1e6, (5, 7)), fk.upsample_softmax(x, (5, 7)))
+
+    def test_empty_batch(self, triton_backend: Backend) -> None:
+        x = torch.randn(0, 3, 4, 5, device=triton_backend.device, requires_grad=True)
+        p = fk.upsample_softmax(x, (8, 9))
+        p.sum().backward()
+        assert p.shape == (0, 3, 8, 9)
+        assert x.grad.shape == x.shape
+
+    @pytest.mark.parametrize("log", [False, True], ids=["softmax", "log_softmax"])
+    def test_gradcheck(self, triton_backend: Backend, log: bool) -> None:
+        f = fk.upsample_log_softmax if log else fk.upsample_softmax
+        x = torch.randn(1, 2, 1, 2, dtype=torch.float64, device=triton_backend.device, requires_grad=True)
+        sampling = Sampling.transposed_conv((1, 2), 2, offset=1)
+        assert torch.autograd.gradcheck(lambda x: f(x, sampling), x, fast_mode=True)
+
+
+@warnings
+@pytest.mark.parametrize("sampling", **parametrized(FEW))
+def test_sigmoid(triton_backend: Backend, sampling: Sampling) -> None:
+    for dtype in (torch.float32, torch.float16):
+        test_upsample_sigmoid.check(triton_backend, torch.randn(1, 2, *sampling.input_size).to(dtype), sampling)
