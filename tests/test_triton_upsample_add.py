@@ -192,7 +192,8 @@ def compiled(kernel, target, element: str, wide_index: bool):
         elif name in tensors:
             signature[name] = f"*{element}"
         else:
-            signature[name] = "fp64" if name == "scale" else "i64" if wide_index else "i32"
+            stride = name.partition("_")[0] in tensors  # sizes and positions fit 32 bits where an offset does not
+            signature[name] = "fp64" if name == "scale" else "i64" if wide_index and stride else "i32"
         if name in divisible:
             attributes[(i,)] = [["tt.divisibility", 16]]
     used = {name: value for name, value in constants.items() if name in kernel.arg_names}
