@@ -69,6 +69,14 @@ def test_all_operators(
             lambda y, k=kind: reference.upsample_cross_entropy(y, target, None, code, 255, k, 0.0, False)[0],
             gain=1.0 if reduction == "none" else reached,
         )
+    compare(lambda y: fk.upsample_sigmoid(y, sampling), lambda y: reference.upsample_sigmoid(y, code))
+    binary = torch.where(target[:, None] == 255, 255, target[:, None] % 2).expand(-1, channels, -1, -1)
+    for reduction, kind in (("none", reference.NONE), ("sum", reference.SUM)):
+        compare(
+            lambda y, r=reduction: fk.upsample_binary_cross_entropy(y, binary, sampling, ignore_index=255, reduction=r),
+            lambda y, k=kind: reference.upsample_binary_cross_entropy(y, binary, None, code, 255, k, False)[0],
+            gain=1.0 if reduction == "none" else reached * channels,
+        )
     z = reference.upsample(x.double(), code)
     chosen = z.gather(1, fk.upsample_argmax(x, sampling)[:, None])
     assert (chosen >= z.amax(1, keepdim=True) - 1e-5).all()

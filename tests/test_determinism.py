@@ -47,6 +47,12 @@ CALLS: dict[str, tuple[str, Callable[[Tensor, Tensor], Tensor]]] = {
         "conv_transpose_add",
         lambda x, t: fk.conv_transpose_add(x, x[0, :, None, 8:24, 8:24], stride=8, groups=7, offset=(3, 0)),
     ),
+    "binary-none": (
+        "upsample_binary_cross_entropy",
+        lambda x, t: fk.upsample_binary_cross_entropy(
+            x, (t[:, None] > 3).expand(x.shape[0], x.shape[1], 200, 201), FCN, reduction="none"
+        ),
+    ),
 }
 CASES = [
     pytest.param(call, backend, id=f"{name}-{backend.name}-{backend.device}")

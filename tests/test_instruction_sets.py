@@ -50,6 +50,10 @@ def evaluate(x: Tensor, sampling: Sampling, skip: Tensor, target: Tensor, ops: o
     weight = torch.linspace(0.5, 2, CLASSES, dtype=torch.float32 if half else x.dtype)
     loss, total, gradient, _ = ops.upsample_cross_entropy(x, target, weight, code, 255, 1, 0.1, True)
     each, _, _, lse = ops.upsample_cross_entropy(x, target, None, code, 255, 0, 0.0, True)
+    sigmoid, binary = ops.upsample_sigmoid(x, code), binary_target(x, target)
+    two, count, two_gradient = ops.upsample_binary_cross_entropy(x, binary, None, code, 255, 1, True)
+    heavy, heavy_count, heavy_gradient = ops.upsample_binary_cross_entropy(x, binary, weight, code, 255, 1, True)
+    each_binary = ops.upsample_binary_cross_entropy(x, grad.sigmoid(), None, code, None, 0, False)[0]
     return {
         "upsample": ops.upsample(x, code),
         "upsample_add": ops.upsample_add(x, skip, code, [1, 1], 0.5),
@@ -60,11 +64,27 @@ def evaluate(x: Tensor, sampling: Sampling, skip: Tensor, target: Tensor, ops: o
         "upsample_log_softmax_backward": ops.upsample_softmax_backward(grad, log, code, True),
         "loss": loss,
         "gradient": gradient / total,
+        "upsample_sigmoid": sigmoid,
+        "upsample_sigmoid_backward": ops.upsample_sigmoid_backward(grad, sigmoid, code),
+        "binary": two,
+        "binary_gradient": two_gradient / count,
+        "binary_weighted": heavy,
+        "binary_weighted_gradient": heavy_gradient / heavy_count,
+        "binary_losses": each_binary,
+        "binary_losses_backward": ops.upsample_binary_cross_entropy_backward(
+            torch.ones_like(each_binary), x, binary, weight, code, 255
+        ),
         "losses": each,
         "losses_backward": ops.upsample_cross_entropy_backward(
             torch.ones_like(each), x, target, None, lse, code, 255, 0.0
         ),
     }
+
+
+def binary_target(x: Tensor, target: Tensor) -> Tensor:
+    """Labels 0, 1 and 255 [N, C, H, W] from labels [N, H, W]."""
+    each = torch.arange(x.shape[1]).view(1, -1, 1, 1) % 2 == target[:, None] % 2
+    return torch.where(target[:, None] == 255, 255, each.long())
 
 
 def compare(x: Tensor, sampling: Sampling) -> None:
@@ -112,6 +132,15 @@ def test_values_that_are_not_finite(instruction_set: str, values: str) -> None:
         expected = fk.upsample_cross_entropy(x, target, sampling, reduction="none")
         oracle = fk.upsample_cross_entropy(x.double(), target, sampling, reduction="none")
     check_budget(fk.upsample_cross_entropy(x, target, sampling, reduction="none"), expected, oracle, x)
+    ours = torch.ops.fcn_kernels.upsample_sigmoid(x, code)
+    check_budget(ours, reference.upsample_sigmoid(x, code), reference.upsample_sigmoid(x.double(), code), x)
+    binary = binary_target(x, target)
+    for reduction in (reference.NONE, reference.SUM):
+        options = (binary, None, code, 255, reduction, True)
+        ours = torch.ops.fcn_kernels.upsample_binary_cross_entropy(x, *options)
+        expected, oracle = (reference.upsample_binary_cross_entropy(y, *options) for y in (x, x.double()))
+        for i in (0, 2):
+            check_budget(ours[i], expected[i], oracle[i], x)
 
 
 # (Cin, Cout, groups, kernel, stride): strides below, at and above the vectors' lengths, and prime to them; kernels that

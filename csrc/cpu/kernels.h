@@ -101,24 +101,48 @@ struct ArgmaxArgs {
   void* confidence;  // [N, H, W] of the arithmetic type, or null
 };
 
+struct BinaryCrossEntropyArgs {
+  const Geometry* geometry;
+  Image x;
+  // [N, C, H, W]: labels 0 and 1, or probabilities (whose dtype the image names).
+  Image target;
+  bool labels;
+  LabelType label_type;
+  bool ignores;  // pixels of ignore_index do not count
+  int64_t ignore_index;
+  const void* pos_weight;  // [C] of the arithmetic type, or null
+  // A unit is Geometry's of one plane: [N * C * unit_count]. Per unit: the sum of the pixel losses, the number of
+  // pixels that count, the first bad label (-1: none).
+  double* unit_loss;
+  double* unit_count;
+  int64_t* unit_bad_label;
+  void* pixel_loss;  // [N, C, H, W] of the arithmetic type, or null
+  Image pixel_grad;  // the backward's incoming gradient, of the arithmetic type; data null: none
+  Image gradient;    // as in CrossEntropyArgs
+  void* side;        // [N * C * unit_count, w]
+};
+
 struct UpsampleArgs {
   const Geometry* geometry;
   Image x;
   Image skip;  // its crop window; data null: none
   double skip_scale;
   Image output;
-  bool pixelwise;  // x and output are channels_last: the channels of a pixel stand together
+  bool pixelwise;        // x and output are channels_last: the channels of a pixel stand together
+  bool sigmoid = false;  // of the result; then there is no skip
 };
+
+// What a gradient passes on its way to the upsampled logits, given the output p of the function.
+enum class Through : int { kNothing, kSoftmax, kLogSoftmax, kSigmoid };
 
 struct UpsampleBackwardArgs {
   const Geometry* geometry;
   Image grad;
   Image output;    // the gradient of x
   bool pixelwise;  // grad and output are channels_last
-  // A softmax (or log-softmax) that the gradient passes on the way; data null: none. grad and softmax are contiguous.
-  Image softmax;
-  bool log;
-  void* dot;  // [N, H, W] of the arithmetic type, filled by softmax_dot
+  Through through;
+  Image function;  // its output, laid out as grad; contiguous for the softmaxes
+  void* dot;       // [N, H, W] of the arithmetic type, filled by softmax_dot for the softmaxes
 };
 
 struct ConvTransposeArgs {
@@ -152,6 +176,8 @@ struct Kernels {
   void (*softmax)(const SoftmaxArgs&, int64_t unit, void* scratch);
   int64_t (*argmax_scratch)(const ArgmaxArgs&);
   void (*argmax)(const ArgmaxArgs&, int64_t unit, void* scratch);
+  int64_t (*binary_cross_entropy_scratch)(const BinaryCrossEntropyArgs&);
+  void (*binary_cross_entropy)(const BinaryCrossEntropyArgs&, int64_t unit, void* scratch);
   int64_t (*upsample_units)(const UpsampleArgs&);
   int64_t (*upsample_scratch)(const UpsampleArgs&);
   void (*upsample)(const UpsampleArgs&, int64_t unit, void* scratch);

@@ -12,6 +12,8 @@ int64_t softmax_scratch(const SoftmaxArgs&);
 void softmax(const SoftmaxArgs&, int64_t, void*);
 int64_t argmax_scratch(const ArgmaxArgs&);
 void argmax(const ArgmaxArgs&, int64_t, void*);
+int64_t binary_cross_entropy_scratch(const BinaryCrossEntropyArgs&);
+void binary_cross_entropy(const BinaryCrossEntropyArgs&, int64_t, void*);
 int64_t upsample_units(const UpsampleArgs&);
 int64_t upsample_scratch(const UpsampleArgs&);
 void upsample(const UpsampleArgs&, int64_t, void*);
@@ -39,6 +41,8 @@ const Kernels kKernels = {
     softmax,
     argmax_scratch,
     argmax,
+    binary_cross_entropy_scratch,
+    binary_cross_entropy,
     upsample_units,
     upsample_scratch,
     upsample,

@@ -67,6 +67,14 @@ FCN_INLINE Vec<double> vexp(Vec<double> x) {
   return vexp_within(vmin(broadcast(ExpLimits<double>::highest), vmax(broadcast(ExpLimits<double>::lowest), x)));
 }
 
+// 1 / (1 + exp(-x)); zero where that is below the smallest normal number.
+template <typename T>
+FCN_INLINE Vec<T> vsigmoid(Vec<T> x) {
+  const Vec<T> zero{}, lowest = broadcast(ExpLimits<T>::lowest);
+  const Vec<T> e = vexp_within(vmax(lowest, vmin(x, -x))), s = T(1) / (T(1) + e);
+  return x < lowest ? zero : (x > zero ? s : e * s);
+}
+
 // log(x) for positive normal x: x = 2^n m, m in [sqrt(1/2), sqrt(2)), s = (m-1)/(m+1), log m = 2s + s^3 R(s^2).
 FCN_INLINE Vec<float> vlog(Vec<float> x) {
   using V = Vec<float>;
@@ -103,6 +111,13 @@ FCN_INLINE Vec<double> vlog(Vec<double> x) {
   p = p * z + 0.6666666666666735;
   const V e = __builtin_convertvector(n, V);
   return e * 6.93145751953125e-1 + (f - (s * (f - z * p) - e * 1.42860682030941723212e-6));
+}
+
+// log(1 + x) for x >= 0, with the digits that 1 + x rounds away.
+template <typename T>
+FCN_INLINE Vec<T> vlog1p(Vec<T> x) {
+  const Vec<T> y = T(1) + x;
+  return vlog(y) + (x - (y - T(1))) / y;
 }
 
 }  // namespace FCN_ISA

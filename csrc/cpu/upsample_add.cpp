@@ -1,11 +1,11 @@
-// upsample, upsample_add and their adjoint on the CPU.
+// upsample, upsample_add and upsample_sigmoid with their adjoints on the CPU.
 #include "streaming.h"
 
 namespace fcn {
 namespace {
 
 Tensor run(const char* op, const Tensor& x, const std::vector<int64_t>& encoded, const Tensor* skip,
-           const std::vector<int64_t>& offset, double scale) {
+           const std::vector<int64_t>& offset, double scale, bool sigmoid = false) {
   const Sampling sampling = checked_sampling(op, encoded);
   const Axis &rows = sampling.rows, &cols = sampling.cols;
   check_image(op, "x", x, rows.in, cols.in);
@@ -18,6 +18,7 @@ Tensor run(const char* op, const Tensor& x, const std::vector<int64_t>& encoded,
   args.pixelwise = is_channels_last(x);
   args.output = image_of(op, out);
   args.skip_scale = scale;
+  args.sigmoid = sigmoid;
   if (skip) {
     check(skip->dim() == 4 && skip->size(0) == x.size(0) && skip->size(1) == x.size(1), op, "skip is ", shape_of(*skip),
           " but x is ", shape_of(x), ": batch and channels must be the same");
@@ -40,7 +41,15 @@ Tensor upsample_add(const Tensor& x, const Tensor& skip, const std::vector<int64
 }
 
 Tensor upsample_backward(const Tensor& grad, const std::vector<int64_t>& encoded) {
-  return adjoint("upsample_backward", grad, encoded, nullptr, false);
+  return adjoint("upsample_backward", grad, encoded);
+}
+
+Tensor upsample_sigmoid(const Tensor& x, const std::vector<int64_t>& sampling) {
+  return run("upsample_sigmoid", x, sampling, nullptr, {}, 1.0, true);
+}
+
+Tensor upsample_sigmoid_backward(const Tensor& grad, const Tensor& output, const std::vector<int64_t>& encoded) {
+  return adjoint("upsample_sigmoid_backward", grad, encoded, Through::kSigmoid, &output);
 }
 
 }  // namespace
@@ -50,4 +59,6 @@ STABLE_TORCH_LIBRARY_IMPL(fcn_kernels, CPU, m) {
   m.impl("upsample", TORCH_BOX(&fcn::upsample));
   m.impl("upsample_add", TORCH_BOX(&fcn::upsample_add));
   m.impl("upsample_backward", TORCH_BOX(&fcn::upsample_backward));
+  m.impl("upsample_sigmoid", TORCH_BOX(&fcn::upsample_sigmoid));
+  m.impl("upsample_sigmoid_backward", TORCH_BOX(&fcn::upsample_sigmoid_backward));
 }

@@ -1,4 +1,5 @@
-// Bilinear upsampling with a skip added on request: the input is read once, the skip once, the output written once.
+// Bilinear upsampling with a skip added, or a sigmoid taken, on request: the input is read once, the skip once, the
+// output written once.
 //   planes   (contiguous) per output row one vertical interpolation of the small row, then the horizontal one with a
 //            segment per lane, interleaved into the order of the pixels
 //   pixels   (channels_last) the vertical interpolation, then two taps per pixel with the channels in the lanes
@@ -24,6 +25,7 @@ class Upsample {
       top_ = arena_.take<T>(row);
       bottom_ = arena_.take<T>(row);
       blend_ = arena_.take<T>(row);
+      if (args.sigmoid) logits_ = arena_.take<T>(g_.out_width * args.x.channels + L);
     } else {
       blocks_ = arena_.take<PlaneBlock<T>>(g_.columns.count / L);
       line_ = arena_.take<In>(g_.out_width);
@@ -59,13 +61,20 @@ class Upsample {
     const In* skip = (const In*)args_.skip.data + n * args_.skip.stride_n + c * args_.skip.stride_c;
     const bool stream = leaves_cache(args_.output, sizeof(In));
     with_steps(g_.columns.steps, [&](auto steps) {
+      constexpr int K = decltype(steps)::value;
       for (int64_t b = band_begin; b < band_end; ++b) {
         const Band& band = g_.bands[b];
         rows.move_to(band.index);
         for (int64_t row = band.begin; row < band.end; ++row) {
           In* to = out + row * args_.output.stride_h;
-          this->expand<steps.value>(rows.top, rows.bottom, (T)g_.row_fraction[row], stream ? line_ : to,
-                                    skip + row * args_.skip.stride_h);
+          In* line = stream ? line_ : to;
+          const In* add = skip + row * args_.skip.stride_h;
+          const T fy = (T)g_.row_fraction[row];
+          if (args_.sigmoid) {
+            this->expand<K, true>(rows.top, rows.bottom, fy, line, add);
+          } else {
+            this->expand<K, false>(rows.top, rows.bottom, fy, line, add);
+          }
           if (stream) stream_copy(to, line_, g_.out_width * (int64_t)sizeof(In));
         }
       }
@@ -74,7 +83,7 @@ class Upsample {
 
   // One output row. Both interpolations in registers: a blended row in memory would be read back across the borders of
   // the vectors just stored, which stalls.
-  template <int K>
+  template <int K, bool Sigmoid>
   FCN_INLINE void expand(const T* top, const T* bottom, T fy, In* FCN_RESTRICT out, const In* FCN_RESTRICT skip) const {
     const bool add = args_.skip.data != nullptr, fast = !add || args_.skip.stride_w == 1;
     const T gy = T(1) - fy;
@@ -90,6 +99,9 @@ class Upsample {
         for (int k = 0; k < K; ++k) v[k] = weigh<T>(left, right, block.fractions[k]);
       } else {
         for (int k = 0; k < K; ++k) v[k] = block.complements[k] * left + block.fractions[k] * right;
+      }
+      if constexpr (Sigmoid) {
+        for (int k = 0; k < K; ++k) v[k] = vsigmoid<T>(v[k]);
       }
       if constexpr (is_power_of_two(K)) {
         if (block.full && fast) {
@@ -127,8 +139,12 @@ class Upsample {
       for (int64_t row = band.begin; row < band.end; ++row) {
         blend_rows(top_, bottom_, (T)g_.row_fraction[row], width, blend_);
         memset(blend_ + width, 0, channels * sizeof(T));
-        for (int64_t s = 0; s < g_.columns.count; ++s) {
-          for (int k = 0; k < g_.columns.length[s]; ++k) pixel(n, row, s, k);
+        In* out = (In*)args_.output.data + n * args_.output.stride_n + row * args_.output.stride_h;
+        if (args_.sigmoid) {
+          pixels_of_row(n, row, logits_);
+          sigmoid(logits_, g_.out_width * channels, out);
+        } else {
+          pixels_of_row(n, row, out);
         }
       }
     }
@@ -150,12 +166,27 @@ class Upsample {
     return blend_ + (i < 0 ? g_.in_width : i) * args_.x.channels;
   }
 
-  FCN_INLINE void pixel(int64_t n, int64_t row, int64_t s, int k) const {
+  template <typename Out>
+  void pixels_of_row(int64_t n, int64_t row, Out* out) const {
+    for (int64_t s = 0; s < g_.columns.count; ++s) {
+      for (int k = 0; k < g_.columns.length[s]; ++k) pixel(n, row, s, k, out);
+    }
+  }
+
+  static void sigmoid(const T* z, int64_t count, In* out) {
+    int64_t i = 0;
+    for (; i + L <= count; i += L) store_as(out + i, vsigmoid<T>(load(z + i)));
+    const V rest = vsigmoid<T>(load(z + i));
+    for (int l = 0; i + l < count; ++l) from_arithmetic(rest[l], out + i + l);
+  }
+
+  template <typename Out>
+  FCN_INLINE void pixel(int64_t n, int64_t row, int64_t s, int k, Out* row_out) const {
     const int64_t o = g_.columns.first[s] + k, channels = args_.x.channels;
     const T f = (T)(g_.columns.fraction[s] + k * g_.columns.step), f1 = T(1) - f;
     const T* left = column(g_.columns.index[s]);
     const T* right = f == T(0) ? blend_ + g_.in_width * channels : column(g_.columns.index[s] + 1);
-    In* out = (In*)args_.output.data + n * args_.output.stride_n + row * args_.output.stride_h + o * channels;
+    Out* out = row_out + o * channels;
     const Image& skip = args_.skip;
     const In* add = (const In*)skip.data + n * skip.stride_n + row * skip.stride_h + o * skip.stride_w;
     int64_t c = 0;
@@ -179,7 +210,7 @@ class Upsample {
   const T scale_;
   int64_t bytes_ = 0, block_count_ = 0;
   PlaneBlock<T>* blocks_;
-  T *top_, *bottom_, *blend_;
+  T *top_, *bottom_, *blend_, *logits_;
   In* line_;
 };
 

@@ -1,16 +1,15 @@
 // The adjoint of bilinear upsampling as a gather: input row y collects, in ascending order, the output rows that read
 // it, then every input column the output columns that read it. No two units write the same row. On request the incoming
-// gradient passes a softmax's backward on the way:
+// gradient g passes the backward of a function with output p on the way:
 //   softmax      p (g - sum_c g p)
-//   log-softmax  g - exp(out) sum_c g
+//   log-softmax  g - exp(p) sum_c g
+//   sigmoid      p (1 - p) g
 #include "planes.h"
 
 namespace fcn {
 namespace FCN_ISA {
 
 namespace {
-
-enum Through { kPlain, kSoftmax, kLogSoftmax };
 
 template <typename T, typename In>
 class UpsampleBackward {
@@ -40,12 +39,19 @@ class UpsampleBackward {
     const PlaneRun run = plane_run(unit, args_.grad, g_, g_.in_height);
     for (int64_t p = run.begin; p < run.end; ++p) {
       const int64_t n = p / args_.grad.channels, c = p % args_.grad.channels;
-      if (!args_.softmax.data) {
-        plane<kPlain>(n, c, run.rows_begin, run.rows_end);
-      } else if (args_.log) {
-        plane<kLogSoftmax>(n, c, run.rows_begin, run.rows_end);
-      } else {
-        plane<kSoftmax>(n, c, run.rows_begin, run.rows_end);
+      switch (args_.through) {
+        case Through::kNothing:
+          plane<Through::kNothing>(n, c, run.rows_begin, run.rows_end);
+          break;
+        case Through::kSoftmax:
+          plane<Through::kSoftmax>(n, c, run.rows_begin, run.rows_end);
+          break;
+        case Through::kLogSoftmax:
+          plane<Through::kLogSoftmax>(n, c, run.rows_begin, run.rows_end);
+          break;
+        case Through::kSigmoid:
+          plane<Through::kSigmoid>(n, c, run.rows_begin, run.rows_end);
+          break;
       }
     }
   }
@@ -78,25 +84,32 @@ class UpsampleBackward {
 
   template <Through through>
   FCN_NOINLINE void add_row(int64_t n, int64_t c, int64_t row, T weight) {
-    const Image &grad = args_.grad, &softmax = args_.softmax;
+    const Image &grad = args_.grad, &function = args_.function;
     const In* g = (const In*)grad.data + n * grad.stride_n + c * grad.stride_c + row * grad.stride_h;
-    const In* p = (const In*)softmax.data + n * softmax.stride_n + c * softmax.stride_c + row * softmax.stride_h;
+    const In* p = (const In*)function.data + n * function.stride_n + c * function.stride_c + row * function.stride_h;
     const T* dot = (const T*)args_.dot + (n * g_.out_height + row) * g_.out_width;
     int64_t i = 0;
     if (grad.stride_w == 1) {
       for (; i + L <= g_.out_width; i += L) {
         V v = load_as(g + i);
-        if (through == kSoftmax) v = load_as(p + i) * (v - load(dot + i));
-        if (through == kLogSoftmax) v = v - vexp(load_as(p + i)) * load(dot + i);
+        if (through == Through::kSoftmax) v = load_as(p + i) * (v - load(dot + i));
+        if (through == Through::kLogSoftmax) v = v - vexp(load_as(p + i)) * load(dot + i);
+        if (through == Through::kSigmoid) v = v * load_as(p + i) * (T(1) - load_as(p + i));
         store(sum_ + i, load(sum_ + i) + weight * v);
       }
     }
     for (; i < g_.out_width; ++i) {
       T v = to_arithmetic(g[i * grad.stride_w]);
-      if (through == kSoftmax) v = (T)to_arithmetic(p[i]) * (v - dot[i]);
-      if (through == kLogSoftmax) v = v - vexp(broadcast((T)to_arithmetic(p[i])))[0] * dot[i];
+      if (through == Through::kSoftmax) v = (T)to_arithmetic(p[i]) * (v - dot[i]);
+      if (through == Through::kLogSoftmax) v = v - vexp(broadcast((T)to_arithmetic(p[i])))[0] * dot[i];
+      if (through == Through::kSigmoid) v = through_sigmoid(v, p[i]);
       sum_[i] += weight * v;
     }
+  }
+
+  static T through_sigmoid(T g, In output) {
+    const T p = to_arithmetic(output);
+    return g * p * (T(1) - p);
   }
 
   template <Through through>
@@ -142,7 +155,13 @@ class UpsampleBackward {
       for_rows_of(y, [&](int64_t row, T weight) {
         const In* g = (const In*)args_.grad.data + n * args_.grad.stride_n + row * args_.grad.stride_h;
         T* FCN_RESTRICT sum = sum_;
-        for (int64_t i = 0; i < count; ++i) sum[i] += weight * (T)to_arithmetic(g[i]);
+        if (args_.through == Through::kSigmoid) {
+          const Image& function = args_.function;
+          const In* p = (const In*)function.data + n * function.stride_n + row * function.stride_h;
+          for (int64_t i = 0; i < count; ++i) sum[i] += weight * through_sigmoid(to_arithmetic(g[i]), p[i]);
+        } else {
+          for (int64_t i = 0; i < count; ++i) sum[i] += weight * (T)to_arithmetic(g[i]);
+        }
       });
       memset(row_, 0, g_.in_width * channels * sizeof(T));
       for (int64_t s = 0; s < g_.columns.count; ++s) {
@@ -176,7 +195,7 @@ class UpsampleBackward {
 // The sum over classes that a softmax's backward subtracts, for one row of one image.
 template <typename T, typename In>
 void dot_row(const UpsampleBackwardArgs& args, int64_t unit) {
-  const Image &grad = args.grad, &softmax = args.softmax;
+  const Image &grad = args.grad, &softmax = args.function;
   const int64_t n = unit / grad.height, row = unit % grad.height;
   T* FCN_RESTRICT dot = (T*)args.dot + unit * grad.width;
   memset(dot, 0, grad.width * sizeof(T));
@@ -184,7 +203,8 @@ void dot_row(const UpsampleBackwardArgs& args, int64_t unit) {
     const In* g = (const In*)grad.data + n * grad.stride_n + c * grad.stride_c + row * grad.stride_h;
     const In* p = (const In*)softmax.data + n * softmax.stride_n + c * softmax.stride_c + row * softmax.stride_h;
     for (int64_t i = 0; i < grad.width; ++i) {
-      dot[i] += args.log ? (T)to_arithmetic(g[i]) : (T)to_arithmetic(g[i]) * (T)to_arithmetic(p[i]);
+      dot[i] += args.through == Through::kLogSoftmax ? (T)to_arithmetic(g[i])
+                                                     : (T)to_arithmetic(g[i]) * (T)to_arithmetic(p[i]);
     }
   }
 }

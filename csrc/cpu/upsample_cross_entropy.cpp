@@ -1,26 +1,10 @@
 // upsample_cross_entropy and its backward on the CPU: checks, allocation, the fixed-order sum over units.
-#include "skin.h"
+#include "loss.h"
 
 namespace fcn {
 namespace {
 
 constexpr const char* kName = "upsample_cross_entropy";
-
-enum Reduction : int64_t { kNone = 0, kMean = 1, kSum = 2, kMeanAll = 3 };
-
-int64_t label_at(const Tensor& target, int64_t i) {
-  const void* p = target.const_data_ptr();
-  switch (target.scalar_type()) {
-    case ScalarType::Byte:
-      return static_cast<const uint8_t*>(p)[i];
-    case ScalarType::Short:
-      return static_cast<const int16_t*>(p)[i];
-    case ScalarType::Int:
-      return static_cast<const int32_t*>(p)[i];
-    default:
-      return static_cast<const int64_t*>(p)[i];
-  }
-}
 
 // One call: tensors kept alive, the arguments of the kernel, and what the units report.
 struct Call {
@@ -33,8 +17,7 @@ struct Call {
     check_image(kName, "x", x, rows.in, cols.in);
     check(x.size(1) > 0, kName, "x must have at least one class");
     check(x.size(1) < (int64_t{1} << 30), kName, "x has ", x.size(1), " classes");
-    check(target.dim() == 3 && target.size(0) == x.size(0) && target.size(1) == rows.out && target.size(2) == cols.out,
-          kName, "target must be [", x.size(0), ", ", rows.out, ", ", cols.out, "], got ", shape_of(target));
+    check_label_image(kName, target, x, sampling);
     args.geometry = &plan.geometry();
     args.x = image_of(kName, x);
     dtype = arithmetic_dtype(x.scalar_type());
@@ -78,39 +61,22 @@ struct Call {
     for_each_unit(units, k.cross_entropy_scratch(args),
                   [&](int64_t unit, void* scratch) { k.cross_entropy(args, unit, scratch); });
     for (int64_t bad : bad_label) {
-      if (bad >= 0) report(bad);
+      if (bad >= 0) report_bad_label(kName, target, bad, args.x.channels, args.ignore_index);
     }
     if (args.gradient.data) {
       if (dtype == ScalarType::Double) {
-        add_sides<double>();
+        add_all_sides<double>();
       } else {
-        add_sides<float>();
+        add_all_sides<float>();
       }
     }
   }
 
-  [[noreturn]] void report(int64_t bad) const {
-    const int64_t h = sampling.rows.out, w = sampling.cols.out;
-    fail(kName, "target[", bad / (h * w), ", ", bad / w % h, ", ", bad % w, "] = ", label_at(target, bad),
-         " is neither a class (0 to ", args.x.channels - 1, ") nor ignore_index (", args.ignore_index, ")");
-  }
-
-  // Adds what each unit kept apart for the first row of the next one.
   template <typename T>
-  void add_sides() {
-    const Image& out = args.gradient;
+  void add_all_sides() {
     const Geometry& g = plan.geometry();
-    torch::stable::parallel_for(0, out.batch * out.channels, 8, [&](int64_t begin, int64_t end) {
-      for (int64_t plane = begin; plane < end; ++plane) {
-        const int64_t n = plane / out.channels, c = plane % out.channels;
-        for (int64_t unit = 0; unit < g.unit_count; ++unit) {
-          const int64_t y = g.units[unit].side_row;
-          if (y < 0) continue;
-          const T* from = static_cast<const T*>(args.side) + ((n * g.unit_count + unit) * out.channels + c) * out.width;
-          T* to = static_cast<T*>(out.data) + n * out.stride_n + c * out.stride_c + y * out.stride_h;
-          for (int64_t x = 0; x < out.width; ++x) to[x * out.stride_w] += from[x];
-        }
-      }
+    add_sides<T>(args.gradient, g, [&](int64_t n, int64_t c, int64_t unit) {
+      return static_cast<const T*>(args.side) + ((n * g.unit_count + unit) * args.x.channels + c) * args.x.width;
     });
   }
 
@@ -123,16 +89,6 @@ struct Call {
   std::vector<double> unit_loss, unit_weight;
   std::vector<int64_t> bad_label;
 };
-
-Tensor scalar(const Tensor& like, ScalarType dtype, double value) {
-  Tensor t = empty_vector(like, {}, dtype);
-  if (dtype == ScalarType::Double) {
-    *static_cast<double*>(t.data_ptr()) = value;
-  } else {
-    *static_cast<float*>(t.data_ptr()) = static_cast<float>(value);
-  }
-  return t;
-}
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> upsample_cross_entropy(const Tensor& x, const Tensor& target,
                                                                   const std::optional<Tensor>& weight,

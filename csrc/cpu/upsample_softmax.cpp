@@ -20,7 +20,7 @@ Tensor upsample_softmax(const Tensor& x, const std::vector<int64_t>& encoded, bo
 
 Tensor upsample_softmax_backward(const Tensor& grad, const Tensor& output, const std::vector<int64_t>& sampling,
                                  bool log) {
-  return adjoint("upsample_softmax_backward", grad, sampling, &output, log);
+  return adjoint("upsample_softmax_backward", grad, sampling, log ? Through::kLogSoftmax : Through::kSoftmax, &output);
 }
 
 }  // namespace

@@ -1,0 +1,78 @@
+// What the skins of the losses share: reductions, wrong labels in messages, scalars, sums over units.
+#pragma once
+
+#include "skin.h"
+
+namespace fcn {
+
+enum Reduction : int64_t { kNone = 0, kMean = 1, kSum = 2, kMeanAll = 3 };
+
+// Labels [N, H, W] for the outputs of a sampling of x.
+inline void check_label_image(const char* op, const Tensor& target, const Tensor& x, const Sampling& sampling) {
+  const int64_t height = sampling.rows.out, width = sampling.cols.out;
+  check(target.dim() == 3 && target.size(0) == x.size(0) && target.size(1) == height && target.size(2) == width, op,
+        "target must be [", x.size(0), ", ", height, ", ", width, "], got ", shape_of(target));
+}
+
+// Says that pixel `bad` of a target of labels, counted as if it were contiguous, is neither a class nor ignored.
+[[noreturn]] inline void report_bad_label(const char* op, const Tensor& target, int64_t bad, int64_t classes,
+                                          std::optional<int64_t> ignore_index) {
+  std::string where;
+  int64_t at = 0, rest = bad;
+  for (int64_t d = target.dim() - 1; d >= 0; --d) {
+    const int64_t i = rest % target.size(d);
+    where = std::to_string(i) + (where.empty() ? "" : ", ") + where;
+    at += i * target.stride(d);
+    rest /= target.size(d);
+  }
+  const void* p = target.const_data_ptr();
+  int64_t label;
+  switch (target.scalar_type()) {
+    case ScalarType::Byte:
+      label = static_cast<const uint8_t*>(p)[at];
+      break;
+    case ScalarType::Short:
+      label = static_cast<const int16_t*>(p)[at];
+      break;
+    case ScalarType::Int:
+      label = static_cast<const int32_t*>(p)[at];
+      break;
+    default:
+      label = static_cast<const int64_t*>(p)[at];
+  }
+  if (!ignore_index.has_value()) {
+    fail(op, "target[", where, "] = ", label, " is not a class (0 to ", classes - 1, ")");
+  }
+  fail(op, "target[", where, "] = ", label, " is neither a class (0 to ", classes - 1, ") nor ignore_index (",
+       *ignore_index, ")");
+}
+
+inline Tensor scalar(const Tensor& like, ScalarType dtype, double value) {
+  Tensor t = empty_vector(like, {}, dtype);
+  if (dtype == ScalarType::Double) {
+    *static_cast<double*>(t.data_ptr()) = value;
+  } else {
+    *static_cast<float*>(t.data_ptr()) = static_cast<float>(value);
+  }
+  return t;
+}
+
+// Adds what each unit kept apart for the first row of the next one: `side_of(n, c, unit)` is where its w values of
+// channel c stand.
+template <typename T, typename SideOf>
+void add_sides(const Image& out, const Geometry& g, const SideOf& side_of) {
+  torch::stable::parallel_for(0, out.batch * out.channels, 8, [&](int64_t begin, int64_t end) {
+    for (int64_t plane = begin; plane < end; ++plane) {
+      const int64_t n = plane / out.channels, c = plane % out.channels;
+      for (int64_t unit = 0; unit < g.unit_count; ++unit) {
+        const int64_t y = g.units[unit].side_row;
+        if (y < 0) continue;
+        const T* from = side_of(n, c, unit);
+        T* to = static_cast<T*>(out.data) + n * out.stride_n + c * out.stride_c + y * out.stride_h;
+        for (int64_t x = 0; x < out.width; ++x) to[x * out.stride_w] += from[x];
+      }
+    }
+  });
+}
+
+}  // namespace fcn
