@@ -317,12 +317,27 @@ def test_from_the_classifier_to_8s() -> None:
 
     with pytest.raises(ValueError, match="13 convolutions and 2 dense layers, the classifier 8 and 2"):
         models.copy_from_classifier(coarse, models.vgg11(9, **TINY))
-    with pytest.raises(ValueError, match="has batch normalisation"):
-        models.copy_from_classifier(coarse, models.vgg16(9, batch_norm=True, **TINY))
     with pytest.raises(ValueError, match=r"fc6.weight: \[16, 12, 7, 7\] here, \[16, 48\] there"):
         models.copy_from_classifier(coarse, models.vgg16(9, grid=2, **TINY))
     with pytest.raises(ValueError, match=r"score_fr.weight: \[6, 16, 1, 1\] here, \[5, 16, 1, 1\] there"):
         models.copy_from_coarser(models.FCN16s(6, **TINY), coarse)
+
+
+def test_batch_normalisation_is_folded() -> None:
+    classifier = filled(models.vgg16(9, batch_norm=True, **TINY))
+    for m in classifier.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            nn.init.normal_(m.running_mean, 0, 0.2)
+            nn.init.uniform_(m.running_var, 0.5, 2)
+    model = models.FCN32s(9, **TINY)
+    models.copy_from_classifier(model, classifier)
+    model.conv1_1.padding = (1, 1)
+    x = image = torch.randn(1, 3, 224, 224)
+    for block, count in enumerate(model.blocks, 1):
+        for i in range(1, count + 1):
+            x = F.relu(getattr(model, f"conv{block}_{i}")(x))
+        x = F.max_pool2d(x, 2)
+    torch.testing.assert_close(x, classifier.features(image), atol=1e-5, rtol=1e-4)
 
 
 def test_googlenet_by_name() -> None:

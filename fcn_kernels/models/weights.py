@@ -20,10 +20,10 @@ def copy_from_classifier(model: FCN, classifier: nn.Module | Mapping[str, Tensor
     """Start a network from the weights of a classifier: all but the scores and upsamplings.
 
     Convolutions are taken in order, ``classifier.0`` becomes fc6 and ``classifier.3`` fc7 (``1``, ``4`` for AlexNet),
-    reshaped; GoogLeNet's layers by name.
+    reshaped; GoogLeNet's layers by name. VGG's batch normalisation is folded into the convolutions before it.
 
     Args:
-        model: FCN-32s, 16s, 8s: VGG without batch normalisation. FCNAlexNet: an AlexNet with groups, as the authors
+        model: FCN-32s, 16s, 8s: VGG, with or without batch normalisation. FCNAlexNet: an AlexNet with groups, as the authors
             trained it. FCNGoogLeNet: GoogLeNet.
         classifier: the module, or its state_dict in torchvision's layout.
 
@@ -42,9 +42,8 @@ def copy_from_classifier(model: FCN, classifier: nn.Module | Mapping[str, Tensor
         if missing:
             raise ValueError(f"{name}: the classifier lacks {', '.join(missing[:4])}: is it GoogLeNet?")
     else:
-        features = [k for k in source if k.startswith("features.") and k.endswith(".weight") and source[k].dim() == 4]
-        if any(source[k].dim() == 1 and k.startswith("features.") and k.endswith("running_mean") for k in source):
-            raise ValueError(f"{name}: the classifier has batch normalisation, {type(model).__name__} has none")
+        source = _without_batch_norm(source)
+        features = [k for k in source if k.startswith("features.") and k.endswith(".weight")]
         targets = [k for k in own if k.startswith("conv") and k.endswith(".weight")]
         dense = [k for k in source if k.startswith("classifier.") and k.endswith(".weight") and source[k].dim() == 2]
         if len(features) != len(targets) or len(dense) < 2:
@@ -67,6 +66,21 @@ def copy_from_classifier(model: FCN, classifier: nn.Module | Mapping[str, Tensor
     for key, tensor in pairs.items():
         own[key].copy_(tensor.view(own[key].shape))
     return list(pairs)
+
+
+def _without_batch_norm(source: dict[str, Tensor], eps: float = 1e-5) -> dict[str, Tensor]:
+    """Each ``features.N`` convolution with the normalisation ``features.N+1`` folded in, as it acts in evaluation:
+    ``g (w * x + b - m) / sqrt(v + eps) + h``."""
+    folded = dict(source)
+    for key in [k for k in source if k.startswith("features.") and k.endswith(".running_mean")]:
+        norm = key.removesuffix(".running_mean")
+        conv = f"features.{int(norm.split('.')[1]) - 1}"
+        scale = folded.pop(f"{norm}.weight") / (folded.pop(f"{norm}.running_var") + eps).sqrt()
+        mean, shift = folded.pop(key), folded.pop(f"{norm}.bias")
+        folded.pop(f"{norm}.num_batches_tracked", None)
+        folded[f"{conv}.weight"] = folded[f"{conv}.weight"] * scale.view(-1, 1, 1, 1)
+        folded[f"{conv}.bias"] = (folded[f"{conv}.bias"] - mean) * scale + shift
+    return folded
 
 
 @torch.no_grad()
