@@ -23,8 +23,8 @@ def copy_from_classifier(model: FCN, classifier: nn.Module | Mapping[str, Tensor
     reshaped; GoogLeNet's layers by name. VGG's batch normalisation is folded into the convolutions before it.
 
     Args:
-        model: FCN-32s, 16s, 8s: VGG, with or without batch normalisation. FCNAlexNet: an AlexNet with groups, as the authors
-            trained it. FCNGoogLeNet: GoogLeNet.
+        model: FCN-32s, 16s, 8s: VGG, with or without batch normalisation. FCNAlexNet: an AlexNet with groups, as the
+            authors trained it. FCNGoogLeNet: GoogLeNet.
         classifier: the module, or its state_dict in torchvision's layout.
 
     Returns:
