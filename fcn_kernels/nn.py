@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import reference
 from ._checks import check_smoothing, reduction_code
 from .ops.score_softmax import score_log_softmax, score_softmax
 from .ops.upsample import upsample
@@ -29,17 +30,12 @@ __all__ = [
 def bilinear_weight(channels: int, kernel_size: int, *, groups: int = 1, dtype: torch.dtype | None = None) -> Tensor:
     """FCN's bilinear filter as a weight of nn.ConvTranspose2d: on the diagonal for groups = 1, or depthwise.
 
-    With factor ``f = (k + 1) // 2`` and centre ``c = f - 1`` (k odd) or ``f - 1/2``, a row is ``1 - |i - c| / f``, and
-    the filter is the outer product of two rows.
-
     Raises:
         ValueError: groups is neither 1 nor channels.
     """
     if groups not in (1, channels):
         raise ValueError(f"bilinear_weight: groups must be 1 or channels = {channels}, got {groups}")
-    factor = (kernel_size + 1) // 2
-    centre = factor - 1 if kernel_size % 2 else factor - 0.5
-    row = 1 - (torch.arange(kernel_size, dtype=torch.float64) - centre).abs() / factor
+    row = reference.bilinear_filter(kernel_size)
     weight = torch.zeros(channels, channels // groups, kernel_size, kernel_size, dtype=dtype)
     diagonal = torch.arange(channels)
     weight[diagonal, diagonal if groups == 1 else 0] = (row[:, None] * row).to(weight.dtype)

@@ -397,6 +397,16 @@ def _binary_gradient(
     return torch.where(kept, g, 0).masked_fill(bad, torch.nan)
 
 
+def bilinear_filter(kernel_size: int) -> Tensor:
+    """A row of FCN's bilinear filter, in float64; the filter is the outer product of two.
+
+    With factor ``f = (k + 1) // 2`` and centre ``c = f - 1`` (k odd) or ``f - 1/2`` the row is ``1 - |i - c| / f``.
+    """
+    factor = (kernel_size + 1) // 2
+    centre = factor - 1 if kernel_size % 2 else factor - 0.5
+    return 1 - (torch.arange(kernel_size, dtype=torch.float64) - centre).abs() / factor
+
+
 # --- learned transposed convolution --------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 
 import pytest
@@ -74,6 +75,47 @@ def test_bilinear_weight_is_upsample_add(backend: Backend) -> None:
     ours = fk.conv_transpose_add(x, weight, skip, stride=2, skip_offset=(5, 5))
     code = Sampling.transposed_conv((5, 6), 2).encode()
     torch.testing.assert_close(ours, reference.upsample_add(x, skip, code, (5, 5), 1.0))
+
+
+def test_constant_bilinear_weights_are_recognised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only where they need no gradient, and nothing else is taken for them."""
+    module = importlib.import_module("fcn_kernels.ops.conv_transpose_add")
+    calls = []
+    general = module._conv_transpose_add
+    monkeypatch.setattr(module, "_conv_transpose_add", lambda *args: calls.append(1) or general(*args))
+
+    def is_recognised(weight: torch.Tensor, stride: int | tuple[int, int] = 2, **options: object) -> bool:
+        calls.clear()
+        x = torch.randn(2, 3, 5, 6).to(weight.dtype).requires_grad_()
+        y = UP(x, weight, stride=stride, groups=3, **options)
+        recognised = not calls
+        with fk.use_backend("reference"):
+            expected = UP(x, weight, stride=stride, groups=3, **options)
+        g = torch.randn_like(y)
+        eps = {"rtol": 2 * torch.finfo(y.dtype).eps, "atol": 16 * torch.finfo(y.dtype).eps}
+        torch.testing.assert_close(y, expected, **eps)
+        theirs, ours = torch.autograd.grad(expected, x, g), torch.autograd.grad(y, x, g)
+        torch.testing.assert_close(ours, theirs, rtol=4 * eps["rtol"], atol=32 * eps["atol"])
+        return recognised
+
+    for dtype in DTYPES:
+        assert is_recognised(bilinear_weight(3, 4, groups=3, dtype=dtype))
+    weight = bilinear_weight(3, 4, groups=3, dtype=torch.float32)
+    assert is_recognised(weight, offset=(1, 2), output_size=(7, 8))
+    assert is_recognised(bilinear_weight(3, 5, groups=3, dtype=torch.float32), 3)
+    assert not is_recognised(bilinear_weight(3, 5, groups=3, dtype=torch.float32), 2)
+    assert not is_recognised(weight.clone().requires_grad_())
+    with torch.no_grad():
+        calls.clear()
+        UP(torch.randn(1, 3, 2, 2), weight.clone().requires_grad_(), stride=2, groups=3)
+        assert not calls
+    for at in ((0, 0, 0, 0), (2, 0, 3, 3), (1, 0, 2, 1)):
+        changed = weight.clone()
+        changed[at] += 1e-3
+        assert not is_recognised(changed)
+    calls.clear()
+    torch.vmap(lambda x: UP(x, weight, stride=2, groups=3))(torch.randn(2, 1, 3, 4, 4))
+    assert calls
 
 
 def test_gradients_of_all_orders(backend: Backend) -> None:

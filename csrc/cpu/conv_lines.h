@@ -75,6 +75,7 @@ struct Packing {
   int64_t row_phases, row_taps;  // ky = phase + row_taps' index * row_phases
   int64_t outer, inner;          // channels of a group
   int64_t lanes;
+  int64_t most_blocks;  // of a unit of work
 
   int64_t section_taps(int section) const { return section == 0 ? columns.full : columns.part; }
   int64_t vector_steps() const { return row_taps * inner * columns.taps; }
@@ -100,36 +101,34 @@ inline Packing make_packing(const ConvTransposeArgs& args, bool backward, Column
   p.outer = backward ? in : out;
   p.inner = backward ? out : in;
   p.lanes = lanes;
+  // Backward, the gradient's parts are few, and two units may share their rows.
+  p.most_blocks = backward ? (p.blocks() + 1) / 2 : p.blocks();
   return p;
 }
 
-// Calls f(packed index, ci, co, ky, kx) for every weight of a block, ci and co counted within the group; several
-// packed indices have the same weight where a period has several pixels. Absent weights are not visited.
+// Calls f(packed index, ci, co, ky, kx, count) for all weights of a block, ci and co counted within the group: `count`
+// of them stand together in lanes and have consecutive kx. Several packed indices have the same weight where a period
+// has several pixels. Absent weights are not visited.
 template <typename F>
 FCN_INLINE void for_packed(const Packing& p, int64_t kernel_h, int64_t first, int64_t m, const F& f) {
   const Columns& c = p.columns;
   for (int64_t phase = 0; phase < p.row_phases; ++phase) {
     for (int64_t v = 0; v < c.vectors; ++v) {
+      const int64_t lanes = c.length - v * p.lanes < p.lanes ? c.length - v * p.lanes : p.lanes;
       for (int section = 0; section < 2; ++section) {
         const int64_t taps = p.section_taps(section), lead = section == 0 ? 0 : c.full;
-        for (int64_t row_tap = 0; row_tap < p.row_taps; ++row_tap) {
-          const int64_t ky = phase + row_tap * p.row_phases;
-          if (ky >= kernel_h) continue;
+        for (int64_t ky = phase, row_tap = 0; ky < kernel_h; ky += p.row_phases, ++row_tap) {
           int64_t at = p.offset(first, m, phase, v, section, row_tap);
           for (int64_t inner = 0; inner < p.inner; ++inner) {
-            for (int64_t j = 0; j < taps; ++j) {
+            for (int64_t j = lead; j < lead + taps; ++j) {
               for (int64_t o = first; o < first + m; ++o, at += p.lanes) {
-                int64_t r = v * p.lanes % c.stride;
-                for (int64_t l = 0; l < p.lanes; ++l) {
-                  const int64_t kx = r + (lead + j) * c.stride;
-                  if (v * p.lanes + l < c.length && kx < c.kernel) {
-                    if (p.backward) {
-                      f(at + l, o, inner, ky, kx);
-                    } else {
-                      f(at + l, inner, o, ky, kx);
-                    }
-                  }
-                  if (++r == c.stride) r = 0;
+                int64_t kx = v * p.lanes % c.stride + j * c.stride;
+                for (int64_t l = 0; l < lanes; kx = j * c.stride) {
+                  const int64_t end = (j + 1) * c.stride;
+                  const int64_t run = end - kx < lanes - l ? end - kx : lanes - l;
+                  const int64_t count = c.kernel - kx < run ? c.kernel - kx : run;
+                  if (count > 0) f(at + l, p.backward ? o : inner, p.backward ? inner : o, ky, kx, count);
+                  l += run;
                 }
               }
             }
@@ -149,8 +148,9 @@ void pack_weights(const ConvTransposeArgs& args, const Packing& p, int64_t unit)
   T* to = (T*)args.packed + group * p.group_size();
   memset(to + first * p.channel_size(), 0, m * p.channel_size() * sizeof(T));
   const In* from = (const In*)w.data + group * (w.batch / args.groups) * w.stride_n;
-  for_packed(p, w.height, first, m, [&](int64_t at, int64_t ci, int64_t co, int64_t ky, int64_t kx) {
-    to[at] = (T)to_arithmetic(from[ci * w.stride_n + co * w.stride_c + ky * w.stride_h + kx * w.stride_w]);
+  for_packed(p, w.height, first, m, [&](int64_t at, int64_t ci, int64_t co, int64_t ky, int64_t kx, int64_t count) {
+    const In* run = from + ci * w.stride_n + co * w.stride_c + ky * w.stride_h + kx * w.stride_w;
+    for (int64_t i = 0; i < count; ++i) to[at + i] = (T)to_arithmetic(run[i * w.stride_w]);
   });
 }
 
@@ -170,6 +170,7 @@ inline int64_t groups_together(const Packing& p, int64_t groups, bool pixelwise)
 inline int64_t shares_of_group(const Packing& p, bool pixelwise, int64_t item_bytes) {
   int64_t together = kShareBytes / (p.channel_size() * kOuter * item_bytes);
   if (pixelwise && together < kPixelChannels / kOuter) together = kPixelChannels / kOuter;
+  if (together > p.most_blocks) together = p.most_blocks;
   return together < 1 ? p.blocks() : (p.blocks() + together - 1) / together;
 }
 
@@ -330,10 +331,65 @@ inline void read_row(const In* from, int64_t stride, int64_t count, T* to) {
   for (; i < count; ++i) to[i] = to_arithmetic(from[i * stride]);
 }
 
+template <typename T, int K, typename In>
+FCN_INLINE int64_t repeat_vectors(const In* from, int64_t count, T* to) {
+  int64_t i = 0;
+  for (; i + kLanes<T> <= count; i += kLanes<T>) {
+    Vec<T> v[K];
+    for (int k = 0; k < K; ++k) v[k] = load_as(from + i);
+    interleave<T, K>(v);
+    for (int k = 0; k < K; ++k) store(to + i * K + k * kLanes<T>, v[k]);
+  }
+  return i;
+}
+
+// Eight channels of a vector of pixels: from lines, `pitch` apart, to t[pixel * 8 + channel], and back.
+constexpr int kTogether = 8;
+
+template <typename T>
+FCN_INLINE void lines_to_pixels(const T* line, int64_t pitch, T* t) {
+  Vec<T> v[kTogether];
+  for (int k = 0; k < kTogether; ++k) v[k] = load(line + k * pitch);
+  interleave<T, kTogether>(v);
+  for (int k = 0; k < kTogether; ++k) store(t + k * kLanes<T>, v[k]);
+}
+
+template <typename T>
+FCN_INLINE void pixels_to_lines(const T* t, T* line, int64_t pitch) {
+  Vec<T> v[kTogether];
+  for (int k = 0; k < kTogether; ++k) v[k] = load(t + k * kLanes<T>);
+  deinterleave<T, kTogether>(v);
+  for (int k = 0; k < kTogether; ++k) store(line + k * pitch, v[k]);
+}
+
+// Rows of `channels` channels, stored pixel by pixel.
+template <typename T, typename In>
+inline void read_pixels(const In* from, int64_t stride, int64_t count, int64_t channels, T* to, int64_t pitch) {
+  constexpr int L = kLanes<T>;
+  const int64_t whole = count / L * L, blocks = channels / kTogether * kTogether;
+  for (int64_t i = 0; i < count; ++i) {
+    if (i < whole && i % L == 0) {
+      for (int64_t c = 0; c < blocks; c += kTogether) {
+        T t[kTogether * L];
+        for (int l = 0; l < L; ++l) {
+          for (int k = 0; k < kTogether; ++k) t[l * kTogether + k] = to_arithmetic(from[(i + l) * stride + c + k]);
+        }
+        pixels_to_lines(t, to + c * pitch + i, pitch);
+      }
+    }
+    for (int64_t c = i < whole ? blocks : 0; c < channels; ++c) to[c * pitch + i] = to_arithmetic(from[i * stride + c]);
+  }
+}
+
 // ... or every pixel `times` times; zeros follow.
 template <typename T, typename In>
 inline void repeat_row(const In* from, int64_t stride, int64_t count, int64_t times, T* to) {
-  for (int64_t i = 0; i < count; ++i, to += times) {
+  int64_t i = 0;
+  if (stride == 1) {
+    if (times == 2) i = repeat_vectors<T, 2>(from, count, to);
+    if (times == 4) i = repeat_vectors<T, 4>(from, count, to);
+  }
+  for (to += i * times; i < count; ++i, to += times) {
     const Vec<T> value = broadcast((T)to_arithmetic(from[i * stride]));
     for (int64_t k = 0; k < times; k += kLanes<T>) store(to + k, value);
   }

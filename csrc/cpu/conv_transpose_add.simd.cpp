@@ -149,14 +149,34 @@ class ConvTransposeAdd {
   }
 
   void finish_pixels(const T* line, int64_t count, const In* add, In* out) const {
+    const int64_t width = args_.output.width, whole = width / L * L, blocks = count / kTogether * kTogether;
+    const int64_t stride = args_.output.stride_w, skip_stride = args_.skip.stride_w;
+    for (int64_t i = 0; i < width; ++i) {
+      if (i < whole && i % L == 0) {
+        for (int64_t c = 0; c < blocks; c += kTogether) {
+          T t[kTogether * L];
+          lines_to_pixels(line + c * out_pitch_ + i, out_pitch_, t);
+          for (int64_t l = 0; l < L; ++l) {
+            finish_channels<kTogether>(t + l * kTogether, add, (i + l) * skip_stride, c, out + (i + l) * stride);
+          }
+        }
+      }
+      for (int64_t c = i < whole ? blocks : 0; c < count; ++c) {
+        finish_channels<1>(line + c * out_pitch_ + i, add, i * skip_stride, c, out + i * stride);
+      }
+    }
+  }
+
+  template <int K>
+  FCN_INLINE void finish_channels(const T* from, const In* add, int64_t at, int64_t c, In* out) const {
     const Image& skip = args_.skip;
-    for (int64_t i = 0; i < args_.output.width; ++i) {
-      In* to = out + i * args_.output.stride_w;
-      const In* from = add + i * skip.stride_w;
-      for (int64_t c = 0; c < count; ++c) {
-        T value = line[c * out_pitch_ + i];
-        if (skip.data) value += scale_ * (T)to_arithmetic(from[c * skip.stride_c]);
-        from_arithmetic(value, to + c);
+    if (!skip.data) {
+      for (int k = 0; k < K; ++k) from_arithmetic(from[k], out + c + k);
+    } else if (skip.stride_c == 1) {
+      for (int k = 0; k < K; ++k) from_arithmetic(from[k] + scale_ * (T)to_arithmetic(add[at + c + k]), out + c + k);
+    } else {
+      for (int k = 0; k < K; ++k) {
+        from_arithmetic(from[k] + scale_ * (T)to_arithmetic(add[at + (c + k) * skip.stride_c]), out + c + k);
       }
     }
   }

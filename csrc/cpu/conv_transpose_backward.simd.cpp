@@ -8,7 +8,8 @@ namespace FCN_ISA {
 namespace {
 
 constexpr int64_t kUnitsWanted = 16;
-constexpr int64_t kSumPixels = 1 << 13;  // products that one sum takes before it is added to the others
+constexpr int64_t kPartPixels = 1 << 10;  // that are worth a sum of their own
+constexpr int64_t kSumPixels = 1 << 13;   // products that one sum takes before it is added to the others
 constexpr int64_t kSumElements = 1 << 13;
 
 template <typename T>
@@ -25,7 +26,8 @@ int64_t shares_of(const ConvTransposeArgs& args, const Packing& p) {
 template <typename T>
 int64_t part_count(const ConvTransposeArgs& args) {
   const int64_t shares = shares_of<T>(args, packing_of<T>(args)), rows = args.x.batch * args.x.height;
-  const int64_t parts = (kUnitsWanted + shares - 1) / shares;
+  const int64_t wanted = (kUnitsWanted + shares - 1) / shares, worth = rows * args.x.width / kPartPixels + 1;
+  const int64_t parts = wanted < worth ? wanted : worth;
   return parts < rows ? parts : rows;
 }
 
@@ -127,6 +129,10 @@ class ConvTransposeBackward {
     const Image& grad = args_.output;
     T* line = lines_ + slot * slot_size_ + args_.offset_w;
     const In* from = (const In*)grad.data + image_ * grad.stride_n + row * grad.stride_h;
+    if (grad.stride_c == 1 && grad.stride_w != 1) {
+      const int64_t first = share_.group_begin * p_.inner, count = share_.group_end * p_.inner - first;
+      return read_pixels(from + first, grad.stride_w, grad.width, count, line, pitch_);
+    }
     for (int64_t co = share_.group_begin * p_.inner; co < share_.group_end * p_.inner; ++co, line += pitch_) {
       read_row(from + co * grad.stride_c, grad.stride_w, grad.width, line);
     }
@@ -164,11 +170,29 @@ class ConvTransposeBackward {
     const Columns& c = p_.columns;
     const Image& out = args_.grad_x;
     In* to = (In*)out.data + image_ * out.stride_n + channel * out.stride_c + row * out.stride_h;
-    for (int64_t n = 0, i = 0; n < c.periods; ++n, line += c.vectors * L) {
-      for (int64_t k = 0; k < c.pixels && i < out.width; ++k, ++i) {
-        from_arithmetic(sum_of(line + k * c.stride, c.stride), to + i * out.stride_w);
-      }
+    int64_t done = 0;
+    if (c.length == c.vectors * L && out.stride_w == 1) {
+      if (c.stride == 2) done = collect_vectors<2>(line, out.width, to);
+      if (c.stride == 4) done = collect_vectors<4>(line, out.width, to);
+      if (c.stride == 8) done = collect_vectors<8>(line, out.width, to);
     }
+    for (int64_t i = done; i < out.width; ++i) {
+      const T* columns = line + i / c.pixels * (c.vectors * L) + i % c.pixels * c.stride;
+      from_arithmetic(sum_of(columns, c.stride), to + i * out.stride_w);
+    }
+  }
+
+  template <int K>
+  FCN_INLINE static int64_t collect_vectors(const T* line, int64_t width, In* to) {
+    int64_t i = 0;
+    for (; i + L <= width; i += L, line += K * L) {
+      Vec<T> v[K];
+      for (int k = 0; k < K; ++k) v[k] = load(line + k * L);
+      deinterleave<T, K>(v);
+      for (int k = 1; k < K; ++k) v[0] += v[k];
+      store_as(to + i, v[0]);
+    }
+    return i;
   }
 
   static T sum_of(const T* p, int64_t count) {
@@ -219,9 +243,11 @@ class ConvTransposeBackward {
         const int64_t begin = p_.block_begin(b), m = p_.block_begin(b + 1) - begin;
         // The sums of the share's channels stand one after the other.
         const int64_t shift = (done - begin) * p_.channel_size();
-        for_packed(p_, w.height, begin, m, [&](int64_t at, int64_t ci, int64_t co, int64_t ky, int64_t kx) {
-          to[((ci * w.channels + co) * w.height + ky) * w.width + kx] += sums_[at + shift];
-        });
+        for_packed(p_, w.height, begin, m,
+                   [&](int64_t at, int64_t ci, int64_t co, int64_t ky, int64_t kx, int64_t count) {
+                     T* run = to + ((ci * w.channels + co) * w.height + ky) * w.width + kx;
+                     for (int64_t i = 0; i < count; ++i) run[i] += sums_[at + shift + i];
+                   });
         done += m;
       }
     }

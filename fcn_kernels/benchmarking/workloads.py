@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import fcn_kernels
@@ -86,7 +87,7 @@ def call_of(method: Method, tensors: Tensors) -> Callable[[], Tensors]:
         for leaf in leaves.values():
             leaf.grad = None
         loss = function(**tensors)
-        loss.backward()
+        loss.backward(tensors.get("arriving"))  # the gradient of a result that is not a scalar
         return {"loss": loss.detach()} | {f"gradient of {name}": leaf.grad for name, leaf in leaves.items()}
 
     return forward_backward
@@ -298,6 +299,48 @@ def _add(batch: int, channels: int, *, speed_up: float | None = None, quick: boo
     )
 
 
+def _learned(
+    small: int, stride: int, offset: int, size: int, groups: int, *, speed_up: float | None = None
+) -> Workload:
+    """A learned transposed convolution of 21 classes, kernel 2s, cropped, with a skip, forward and backward."""
+    channels, kernel = 21, 2 * stride
+    kind = {1: "dense", channels: "depthwise"}[groups]
+
+    def make(inputs: str) -> Tensors:
+        image = _random(inputs, 1, channels, size, size)
+        return {
+            "x": _random(inputs, 1, channels, small, small).requires_grad_(),
+            "weight": _random(inputs, channels, channels // groups, kernel, kernel).requires_grad_(),
+            "skip": image.clone().requires_grad_(),
+            "arriving": image,
+        }
+
+    def fused(x: Tensor, weight: Tensor, skip: Tensor, **_: Tensor) -> Tensor:
+        crop = {"offset": (offset, offset), "output_size": (size, size)}
+        return fcn_kernels.conv_transpose_add(x, weight, skip, stride=stride, groups=groups, **crop)
+
+    def plain(x: Tensor, weight: Tensor, skip: Tensor, **_: Tensor) -> Tensor:
+        y = F.conv_transpose2d(x, weight, stride=stride, groups=groups)
+        return y[:, :, offset : offset + size, offset : offset + size] + skip
+
+    return Workload(
+        f"conv_transpose_add-{kind}-{channels}x{kernel}x{kernel}-{small}-{size}",
+        "conv_transpose_add",
+        f"{kind} {channels}x{kernel}x{kernel}, stride {stride}, {small}x{small} -> {size}x{size}",
+        make,
+        (
+            Method("fused", "fused", fused),
+            *_plain(plain),
+            Method("eager, channels last", "rival", plain, channels_last=True),
+            Method("torch.compile, channels last", "rival", plain, compiled=True, channels_last=True),
+        ),
+        inputs=("random",),
+        goals=(Goal("speed-up", speed_up, "random"),) if speed_up else (),
+        # reads x, skip, the arriving gradient; writes y and the gradients of x and skip
+        traffic=4 * channels * (2 * small * small + 4 * size * size),
+    )
+
+
 def _fcn8s(end: str, *, speed_up: float | None = None, quick: bool = False) -> Workload:
     """The FCN-8s head after its scores, on a 500x500 photograph: 16 -> 34 (+ pool4), 34 -> 70 (+ pool3), 70 -> 500."""
     classes, size = 21, (500, 500)
@@ -390,6 +433,10 @@ WORKLOADS: tuple[Workload, ...] = (
     _softmax(150, (128, 128), (512, 512), speed_up=5),
     _add(1, 512, speed_up=2),
     _add(24, 21, speed_up=2, quick=True),
+    _learned(70, 8, 31, 500, 21, speed_up=3),
+    _learned(64, 2, 0, 130, 21, speed_up=3),
+    _learned(70, 8, 31, 500, 1, speed_up=2),
+    _learned(64, 2, 0, 130, 1),
 )
 
 

@@ -20,7 +20,9 @@ from .._checks import (
     check_window,
 )
 from .._library import batched_per_sample, define, differentiable
+from ..sampling import Sampling
 from ._fakes import empty_image
+from .upsample import upsample
 from .upsample_add import window_gradient
 
 define(
@@ -90,6 +92,43 @@ differentiable("conv_transpose_add_backward", _backward_of_backward, _setup_cont
 batched_per_sample("conv_transpose_add", [0, 2])
 batched_per_sample("conv_transpose_add_backward", [0, 1], loop_if=lambda *args: args[7])
 
+
+def _bilinear_sampling(
+    x: Tensor, weight: Tensor, stride: tuple[int, int], groups: int, offset: tuple[int, int], size: tuple[int, int]
+) -> Sampling | None:
+    """The sampling that gives the same, where the weight is a constant: FCN's bilinear filter in every channel.
+
+    It looks at the values, so only where that costs nothing: on the CPU, and not while something traces or transforms
+    the program. A learned weight differs in its first element already.
+    """
+    if torch.compiler.is_compiling() or not _is_plain(weight) or not _is_plain(x):
+        return None
+    (ky, kx), (sy, sx) = weight.shape[2:], stride
+    if groups != weight.shape[0] or weight.shape[1] != 1 or (weight.requires_grad and torch.is_grad_enabled()):
+        return None
+    if ky not in (2 * sy - 1, 2 * sy) or kx not in (2 * sx - 1, 2 * sx):
+        return None
+    row, column = reference.bilinear_filter(ky), reference.bilinear_filter(kx)
+    tolerance = 2 * torch.finfo(weight.dtype).eps
+    if not abs(weight[0, 0, 0, 0].item() - row[0].item() * column[0].item()) <= tolerance:
+        return None
+    if not ((weight.detach() - (row[:, None] * column).to(weight.dtype)).abs().max() <= tolerance).item():
+        return None
+    return Sampling.transposed_conv(x.shape[2:], stride, kernel_size=(ky, kx), offset=offset, output_size=size)
+
+
+def _is_plain(t: Tensor) -> bool:
+    """An ordinary tensor in memory, seen by nobody but autograd: no fake, no mode, no transform."""
+    return (
+        type(t) in (Tensor, torch.nn.Parameter)
+        and t.device.type == "cpu"
+        and torch._C._len_torch_dispatch_stack() == 0
+        and not torch._C._are_functorch_transforms_active()
+        and not torch.jit.is_tracing()
+    )
+
+
+_upsample_add = torch.ops.fcn_kernels.upsample_add.default
 _conv_transpose_add = torch.ops.fcn_kernels.conv_transpose_add.default
 _gradients = torch.ops.fcn_kernels.conv_transpose_add_backward.default
 
@@ -113,6 +152,9 @@ def conv_transpose_add(
         (cy, cx), (oy, ox) = offset, skip_offset
         y = F.conv_transpose2d(x, weight, stride=stride, groups=groups)[:, :, cy : cy + H, cx : cx + W]
         y + skip_scale * skip[:, :, oy : oy + H, ox : ox + W]
+
+    On the CPU in eager mode a depthwise weight that is a constant and holds FCN's bilinear filter is recognised (within
+    two roundings of its dtype), and `upsample_add` does the work.
 
     Args:
         x: [N, Cin, h, w] in float32, float64, float16 or bfloat16. Under autocast, x, weight and skip are cast as a
@@ -166,4 +208,7 @@ def conv_transpose_add(
     if skip is not None:
         window = check_window(op, "skip", skip, x, weight.shape[1] * groups, skip_offset, size)
     scale = check_scale(op, "skip_scale", skip_scale)
+    sampling = _bilinear_sampling(x, weight, (sy, sx), groups, (cy, cx), size)
+    if sampling is not None:
+        return upsample(x, sampling) if skip is None else _upsample_add(x, skip, sampling.encode(), window, scale)
     return _conv_transpose_add(x, weight, skip, (sy, sx), groups, (cy, cx), size, window, scale)
