@@ -11,6 +11,7 @@ from collections.abc import Sequence
 COMMANDS = {
     "info": "what is built, which backend serves each operator, and why another does not",
     "bench": "compare the fused heads with eager PyTorch and torch.compile, on features of real photographs",
+    "segment": "label the pixels of pictures: palette PNGs, overlays and a legend",
 }
 
 

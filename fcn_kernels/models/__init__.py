@@ -3,11 +3,22 @@
 from .backbones import VGG, AlexNet, GoogLeNet, alexnet, googlenet, vgg11, vgg13, vgg16, vgg19
 from .convolutionalize import Convolutionalized, convolutionalize
 from .fcn import FCN, FCN8s, FCN8sAtOnce, FCN16s, FCN32s, FCNAlexNet, FCNGoogLeNet, Upscore
+from .tiles import predict_tiles
 from .transforms import caffe_transform, torchvision_transform
-from .weights import copy_from_classifier, copy_from_coarser, load_checkpoint, save_checkpoint
+from .weights import (
+    NETWORKS,
+    build_network,
+    copy_from_classifier,
+    copy_from_coarser,
+    load_checkpoint,
+    read_checkpoint,
+    save_checkpoint,
+    state_dict_of,
+)
 
 __all__ = [
     "FCN",
+    "NETWORKS",
     "VGG",
     "AlexNet",
     "Convolutionalized",
@@ -20,13 +31,17 @@ __all__ = [
     "GoogLeNet",
     "Upscore",
     "alexnet",
+    "build_network",
     "caffe_transform",
     "convolutionalize",
     "copy_from_classifier",
     "copy_from_coarser",
     "googlenet",
     "load_checkpoint",
+    "predict_tiles",
+    "read_checkpoint",
     "save_checkpoint",
+    "state_dict_of",
     "torchvision_transform",
     "vgg11",
     "vgg13",

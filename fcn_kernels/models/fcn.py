@@ -119,6 +119,8 @@ class FCN(nn.Module):
 
     num_classes: int
     crop: int  # of the last upsampling, which puts its pixel 0 on the image's
+    reach: int  # an output pixel depends on image pixels at most this far away
+    grid: int  # the product of the strides: images that differ by a shift of this many pixels see the same grid
     last_name: str  # the attribute of the last upsampling
 
     def scores(self, image: Tensor) -> Tensor:
@@ -229,6 +231,8 @@ class _FCNOnVGG(FCN):
         self.dropout = nn.Dropout(dropout)
         self.score_fr = _zero(nn.Conv2d(hidden, num_classes, 1))
         path = path.conv(fc6_kernel)
+        convolutions = [[(3, 1)] * count + [(2, 2)] for count in blocks]
+        self.reach, self.grid = _reach([layer for block in convolutions for layer in block] + [(fc6_kernel, 1)])
 
         self.skip_crops = []
         for pool, (name, stride) in zip(self.skips, self.upscores, strict=False):
@@ -316,6 +320,7 @@ class FCNAlexNet(FCN):
         self.dropout = nn.Dropout(dropout)
         self.score_fr = _zero(nn.Conv2d(4096, num_classes, 1))
         self.upscore = Upscore(num_classes, 63, 32, last_upsampling)
+        self.reach, self.grid = _reach([(11, 4), (3, 2), (5, 1), (3, 2), (3, 1), (3, 1), (3, 1), (3, 2), (6, 1)])
         path = CoordinateMap().conv(11, 4, 100).pool(3, 2).conv(5, padding=2).pool(3, 2)
         path = path.conv(3, padding=1).conv(3, padding=1).conv(3, padding=1).pool(3, 2).conv(6)
         self.crop = path.deconv(63, 32).crop_offset(CoordinateMap())
@@ -354,6 +359,10 @@ class FCNGoogLeNet(FCN):
         self.dropout = nn.Dropout(dropout)
         self.score_fr = _zero(nn.Conv2d(1024, num_classes, 1))
         self.upscore = Upscore(num_classes, 63, 32, last_upsampling)
+        inception = [(3, 1)]  # its widest branch
+        self.reach, self.grid = _reach(
+            [(7, 2), (3, 2), (3, 1), (3, 2), *inception * 2, (3, 2), *inception * 5, (2, 2), *inception * 2]
+        )
         path = CoordinateMap().conv(7, 2, 100).pool(3, 2).pool(3, 2).pool(3, 2).pool(2, 2)  # the rest keeps its place
         self.crop = path.deconv(63, 32).crop_offset(CoordinateMap())
 
@@ -362,6 +371,19 @@ class FCNGoogLeNet(FCN):
         for name in self._names:
             x = getattr(self, name)(x)
         return self.score_fr(self.dropout(x))
+
+
+def _reach(layers: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """Half the receptive field of (kernel, stride) layers plus twice their stride, and that stride.
+
+    A window of k pixels at distance d widens the field by (k - 1) d. The way back from a stride s to the pixels reads,
+    at each stage, up to that stage's stride aside: s + s / 2 + ... < 2 s.
+    """
+    field, distance = 1, 1
+    for kernel, stride in layers:
+        field += (kernel - 1) * distance
+        distance *= stride
+    return field // 2 + 2 * distance, distance
 
 
 def _pool(x: Tensor) -> Tensor:

@@ -3,16 +3,41 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import pickle
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from .fcn import FCN, FCNGoogLeNet, Upscore
+from .._files import replacing
+from .fcn import FCN, FCN8s, FCN8sAtOnce, FCN16s, FCN32s, FCNAlexNet, FCNGoogLeNet, Upscore
 
-__all__ = ["copy_from_classifier", "copy_from_coarser", "load_checkpoint", "save_checkpoint"]
+__all__ = [
+    "NETWORKS",
+    "build_network",
+    "copy_from_classifier",
+    "copy_from_coarser",
+    "load_checkpoint",
+    "read_checkpoint",
+    "save_checkpoint",
+    "state_dict_of",
+]
+
+NETWORKS: dict[str, type[FCN]] = {
+    "fcn32s": FCN32s,
+    "fcn16s": FCN16s,
+    "fcn8s": FCN8s,
+    "fcn8s_at_once": FCN8sAtOnce,
+    "fcn_alexnet": FCNAlexNet,
+    "fcn_googlenet": FCNGoogLeNet,
+}
+_TOKENS = (  # the first tensor that is there tells the network
+    ("upscore8.weight", "fcn8s"),
+    ("upscore16.weight", "fcn16s"),
+    ("inception5b.branch1.conv.weight", "fcn_googlenet"),
+    ("conv1_1.weight", "fcn32s"),
+    ("conv1.weight", "fcn_alexnet"),
+)
 
 
 @torch.no_grad()
@@ -122,13 +147,7 @@ def load_checkpoint(model: nn.Module, file: str | os.PathLike | Mapping) -> dict
         ValueError: tensors that are missing, unknown or of another shape, by name; nothing is changed then.
     """
     name = "load_checkpoint"
-    state = torch.load(file, map_location="cpu", weights_only=True) if not isinstance(file, Mapping) else file
-    for key in ("model_state_dict", "state_dict", "model"):
-        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
-            state = state[key]
-            break
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError(f"{name}: neither a state_dict nor a dict with model_state_dict")
+    state = state_dict_of(read_checkpoint(file))
     own = model.state_dict()
     upscores = {f"{n}.weight": m for n, m in model.named_modules() if isinstance(m, Upscore)}
     complaints = [f"{k} is missing" for k in own if k not in state] + [f"{k} is unknown" for k in state if k not in own]
@@ -147,19 +166,75 @@ def load_checkpoint(model: nn.Module, file: str | os.PathLike | Mapping) -> dict
 
 def save_checkpoint(state: Mapping, file: str | os.PathLike) -> None:
     """``torch.save`` that never leaves a broken file: written beside it, synced to the disk, then renamed."""
-    path = Path(file)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with replacing(file) as out:
+        torch.save(state, out)
+
+
+def build_network(state: Mapping[str, Tensor], name: str | None = None, *, padding: int = 100) -> FCN:
+    """A network of the layers, widths and classes of a state_dict; its weights are still to be loaded.
+
+    Args:
+        state: names and shapes tell 32s, 16s, 8s, AlexNet and GoogLeNet apart.
+        name: a key of `NETWORKS`, where the names do not tell: "fcn8s_at_once" has those of "fcn8s".
+        padding: of the first convolution, for the networks on VGG.
+
+    Raises:
+        ValueError: the state_dict is of another network.
+    """
+    found = next((network for key, network in _TOKENS if key in state), None)
+    if found is None or "score_fr.bias" not in state:
+        raise ValueError(
+            f"build_network: this state_dict is of no network known here ({', '.join(NETWORKS)}); its first tensors "
+            f"are {', '.join(list(state)[:4]) or 'none'}"
+        )
+    name = found if name is None else name
+    if name not in NETWORKS:
+        raise ValueError(f"build_network: name must be one of {', '.join(NETWORKS)}, got {name!r}")
+    if name.removesuffix("_at_once") != found:
+        raise ValueError(f"build_network: this state_dict is of {found}, not of {name}")
+    classes = state["score_fr.bias"].shape[0]
+    if not issubclass(NETWORKS[name], FCN32s | FCN16s | FCN8s):
+        return NETWORKS[name](classes)
+    firsts = [f"conv{block}_1.weight" for block in range(1, 6)]
+    missing = [key for key in (*firsts, "fc6.weight") if key not in state]
+    if missing:
+        raise ValueError(f"build_network: {', '.join(missing)} missing from this state_dict of {name}")
+    return NETWORKS[name](
+        classes,
+        padding=padding,
+        blocks=[sum(f"conv{block}_{i}.weight" in state for i in range(1, 10)) for block in range(1, 6)],
+        channels=[state[key].shape[0] for key in firsts],
+        hidden=state["fc6.weight"].shape[0],
+        fc6_kernel=state["fc6.weight"].shape[2],
+    )
+
+
+def read_checkpoint(file: str | os.PathLike | Mapping) -> Mapping:
+    """What a checkpoint file holds, read with ``weights_only=True``: nothing in it is executed.
+
+    Raises:
+        ValueError: it is not a file of torch.save, or is truncated.
+    """
+    if isinstance(file, Mapping):
+        return file
     try:
-        with os.fdopen(handle, "wb") as out:
-            torch.save(state, out)
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the name, too
-    finally:
-        os.close(folder)
+    except (RuntimeError, OSError, EOFError, pickle.UnpicklingError, KeyError, AttributeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{os.fspath(file)}: not a readable checkpoint: {reason}") from error
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{os.fspath(file)}: holds a {type(content).__name__}, neither a state_dict nor a checkpoint")
+    return content
+
+
+def state_dict_of(checkpoint: Mapping) -> Mapping[str, Tensor]:
+    """The state_dict that a checkpoint is, or holds as `model_state_dict`, `state_dict` or `model`."""
+    for key in ("model_state_dict", "state_dict", "model"):
+        if isinstance(checkpoint.get(key), Mapping):
+            checkpoint = checkpoint[key]
+            break
+    if not all(isinstance(v, Tensor) for v in checkpoint.values()):
+        raise ValueError("load_checkpoint: neither a state_dict nor a dict with model_state_dict")
+    return checkpoint
