@@ -12,6 +12,7 @@ COMMANDS = {
     "info": "what is built, which backend serves each operator, and why another does not",
     "bench": "compare the fused heads with eager PyTorch and torch.compile, on features of real photographs",
     "segment": "label the pixels of pictures: palette PNGs, overlays and a legend",
+    "train": "train FCN-32s, 16s and 8s on a folder in the layout of PASCAL VOC",
 }
 
 

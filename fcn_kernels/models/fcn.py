@@ -19,6 +19,7 @@ from ..ops.conv_transpose_add import conv_transpose_add
 from ..ops.upsample import upsample
 from ..ops.upsample_add import upsample_add
 from ..ops.upsample_argmax import upsample_argmax
+from ..ops.upsample_confusion_matrix import upsample_confusion_matrix
 from ..ops.upsample_cross_entropy import upsample_cross_entropy
 from ..ops.upsample_softmax import upsample_softmax
 from ..sampling import CoordinateMap, Sampling
@@ -157,6 +158,12 @@ class FCN(nn.Module):
             )
         x, sampling = self._head(image)
         return upsample_cross_entropy(x, target, sampling, **options)
+
+    @torch.no_grad()
+    def confusion_matrix(self, image: Tensor, target: Tensor, *, ignore_index: int | None = 255) -> Tensor:
+        """[C, C] int64 counts: entry [t, p] of class t labelled p; see `upsample_confusion_matrix`."""
+        x, sampling = self._head(image)
+        return upsample_confusion_matrix(x, target, sampling, ignore_index=ignore_index)
 
     def _head(self, image: Tensor) -> tuple[Tensor, Sampling]:
         """What the fused heads read: small scores; with a learned last layer its output, pixel for pixel."""
