@@ -4,6 +4,7 @@ from . import nn
 from ._library import load_extension as _load_extension
 from .backends import register_triton as _register_triton
 from .backends import use_backend
+from .fusion import fuse, unfuse
 from .ops.check_labels import check_labels
 from .ops.conv_transpose_add import conv_transpose_add
 from .ops.score_argmax import score_argmax
@@ -26,11 +27,13 @@ __all__ = [
     "Sampling",
     "check_labels",
     "conv_transpose_add",
+    "fuse",
     "nn",
     "score_argmax",
     "score_cross_entropy",
     "score_log_softmax",
     "score_softmax",
+    "unfuse",
     "upsample",
     "upsample_add",
     "upsample_argmax",
