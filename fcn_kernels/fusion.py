@@ -223,7 +223,7 @@ def _code_objects(code: types.CodeType) -> Iterator[types.CodeType]:
 
 
 def _mentions_interpolate(function: Any, depth: int = 3) -> bool:
-    """The function, or one that it names among its globals, calls something named interpolate."""
+    """The function, or one that it names (a global or an enclosing variable), calls something named interpolate."""
     function = inspect.unwrap(function)
     code = getattr(function, "__code__", None)
     if code is None:
@@ -231,7 +231,8 @@ def _mentions_interpolate(function: Any, depth: int = 3) -> bool:
     names = {name for part in _code_objects(code) for name in part.co_names}
     if names & {"interpolate", "upsample", "upsample_bilinear"}:
         return True
-    found = (function.__globals__.get(name) for name in names) if depth else ()
+    cells = [cell.cell_contents for cell in function.__closure__ or () if cell != types.CellType()]
+    found = [*cells, *(function.__globals__.get(name) for name in names)] if depth else []
     return any(isinstance(f, types.FunctionType) and _mentions_interpolate(f, depth - 1) for f in found)
 
 
