@@ -22,7 +22,7 @@ def test_examples() -> None:
         exec(code, namespace)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/design.md", "docs/geometric-softmax.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/design.md", "docs/geometric-softmax.md", "docs/drop-in.md"])
 def test_links_lead_somewhere(page: str) -> None:
     path = README.parent / page
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8")):
