@@ -15,7 +15,7 @@ namespace fcn {
 namespace FCN_ISA {
 
 constexpr int kOuter = 4;             // outer channels of a block, at most
-constexpr int64_t kChunkSteps = 128;  // steps whose weights stay in the first cache
+constexpr int64_t kChunkSteps = 120;  // steps whose weights stay in the first cache; of most tiles a multiple
 
 #if defined(__AVX512F__)
 constexpr int kPlaces[kOuter] = {8, 8, 7, 6};  // places of a tile of 1, 2, 3, 4 channels: what the registers hold
@@ -75,6 +75,7 @@ struct Packing {
   int64_t row_phases, row_taps;  // ky = phase + row_taps' index * row_phases
   int64_t outer, inner;          // channels of a group
   int64_t lanes;
+  int64_t blocks;       // of outer channels
   int64_t most_blocks;  // of a unit of work
 
   int64_t section_taps(int section) const { return section == 0 ? columns.full : columns.part; }
@@ -87,8 +88,7 @@ struct Packing {
     if (section == 1) step += row_taps * inner * columns.full;
     return first * channel_size() + step * m * lanes;
   }
-  int64_t blocks() const { return (outer + kOuter - 1) / kOuter; }
-  int64_t block_begin(int64_t block) const { return outer * block / blocks(); }
+  int64_t block_begin(int64_t block) const { return blocks == 1 ? outer * block : outer * block / blocks; }
 };
 
 inline Packing make_packing(const ConvTransposeArgs& args, bool backward, Columns columns, int64_t lanes) {
@@ -102,7 +102,8 @@ inline Packing make_packing(const ConvTransposeArgs& args, bool backward, Column
   p.inner = backward ? out : in;
   p.lanes = lanes;
   // Backward, the gradient's parts are few, and two units may share their rows.
-  p.most_blocks = backward ? (p.blocks() + 1) / 2 : p.blocks();
+  p.blocks = (p.outer + kOuter - 1) / kOuter;
+  p.most_blocks = backward ? (p.blocks + 1) / 2 : p.blocks;
   return p;
 }
 
@@ -142,7 +143,7 @@ FCN_INLINE void for_packed(const Packing& p, int64_t kernel_h, int64_t first, in
 // One unit of packing: a block of outer channels of one group.
 template <typename T, typename In>
 void pack_weights(const ConvTransposeArgs& args, const Packing& p, int64_t unit) {
-  const int64_t group = unit / p.blocks(), block = unit % p.blocks();
+  const int64_t group = unit / p.blocks, block = unit % p.blocks;
   const int64_t first = p.block_begin(block), m = p.block_begin(block + 1) - first;
   const Image& w = args.weight;
   T* to = (T*)args.packed + group * p.group_size();
@@ -171,7 +172,7 @@ inline int64_t shares_of_group(const Packing& p, bool pixelwise, int64_t item_by
   int64_t together = kShareBytes / (p.channel_size() * kOuter * item_bytes);
   if (pixelwise && together < kPixelChannels / kOuter) together = kPixelChannels / kOuter;
   if (together > p.most_blocks) together = p.most_blocks;
-  return together < 1 ? p.blocks() : (p.blocks() + together - 1) / together;
+  return together < 1 ? p.blocks : (p.blocks + together - 1) / together;
 }
 
 inline int64_t share_count(const Packing& p, int64_t groups, bool pixelwise, int64_t item_bytes) {
@@ -184,17 +185,17 @@ inline Share share_of(int64_t index, const Packing& p, int64_t groups, bool pixe
   const int64_t together = groups_together(p, groups, pixelwise);
   if (together > 1) {
     const int64_t end = (index + 1) * together;
-    return Share{index * together, end < groups ? end : groups, 0, p.blocks()};
+    return Share{index * together, end < groups ? end : groups, 0, p.blocks};
   }
   const int64_t shares = shares_of_group(p, pixelwise, item_bytes), group = index / shares, part = index % shares;
-  return Share{group, group + 1, p.blocks() * part / shares, p.blocks() * (part + 1) / shares};
+  return Share{group, group + 1, p.blocks * part / shares, p.blocks * (part + 1) / shares};
 }
 
 // The most outer channels that a share has.
 inline int64_t share_channels(const Packing& p, int64_t groups, bool pixelwise, int64_t item_bytes) {
   const int64_t together = groups_together(p, groups, pixelwise);
   if (together > 1) return together * p.outer;
-  const int64_t shares = shares_of_group(p, pixelwise, item_bytes), blocks = (p.blocks() + shares - 1) / shares;
+  const int64_t shares = shares_of_group(p, pixelwise, item_bytes), blocks = (p.blocks + shares - 1) / shares;
   return blocks * kOuter < p.outer ? blocks * kOuter : p.outer;
 }
 
@@ -429,36 +430,41 @@ inline void correlate(const Correlation<T>& c, int64_t m, int64_t places) {
   });
 }
 
-// The sum of one block of outer channels along one line: all sections, vectors and chunks of steps.
+// The sums of some blocks of outer channels along one line: all sections, vectors and chunks of steps. The blocks come
+// innermost, so that the lines of a chunk are still in the cache for the next one.
 // lines[section] lists the line of every step, of row taps [row_begin, row_end).
 template <typename T>
-inline void multiply_block(const Packing& p, const T* packed, int64_t first, int64_t m, int64_t phase,
-                           int64_t row_begin, int64_t row_end, const T* const* const* lines, T* out, int64_t pitch) {
+inline void multiply_blocks(const Packing& p, const T* packed, const Share& share, int64_t phase, int64_t row_begin,
+                            int64_t row_end, const T* const* const* lines, T* out, int64_t pitch) {
   const Columns& c = p.columns;
+  const int64_t first = p.block_begin(share.block_begin), end = p.block_begin(share.block_end);
   Products<T> products{};
   products.period = c.length;
   products.out_pitch = pitch;
   products.out_period = c.vectors * p.lanes;
   for (int64_t v = 0; v < c.vectors; ++v) {
     products.at = v * p.lanes;
-    products.out = out + v * p.lanes;
     products.add = false;
     for (int section = 0; section < 2; ++section) {
       const int64_t steps = (row_end - row_begin) * p.inner * p.section_taps(section);
-      const T* weights = packed + p.offset(first, m, phase, v, section, row_begin);
       products.masks = section == 1;
       if (section == 1) products.mask = partial_mask<T>(c, v);
       for (int64_t s = 0; s < steps; s += kChunkSteps) {
         products.steps = steps - s < kChunkSteps ? steps - s : kChunkSteps;
         products.lines = lines[section] + s;
-        products.weights = weights + s * m * p.lanes;
-        multiply(products, m, c.periods);
+        for (int64_t b = share.block_begin; b < share.block_end; ++b) {
+          const int64_t begin = p.block_begin(b), m = p.block_begin(b + 1) - begin;
+          products.out = out + (begin - first) * pitch + v * p.lanes;
+          products.weights = packed + p.offset(begin, m, phase, v, section, row_begin) + s * m * p.lanes;
+          multiply(products, m, c.periods);
+        }
         products.add = true;
       }
     }
     if (!products.add) {  // no taps at all
-      for (int64_t o = 0; o < m; ++o) {
-        for (int64_t n = 0; n < c.periods; ++n) store(products.out + o * pitch + n * products.out_period, Vec<T>{});
+      for (int64_t o = first; o < end; ++o) {
+        T* line = out + (o - first) * pitch + v * p.lanes;
+        for (int64_t n = 0; n < c.periods; ++n) store(line + n * products.out_period, Vec<T>{});
       }
     }
   }

@@ -65,12 +65,9 @@ class ConvTransposeAdd {
     T* out = out_;
     for (int64_t g = share_.group_begin; g < share_.group_end; ++g) {
       list_steps(g, bottom, begin, end);
-      for (int64_t b = share_.block_begin; b < share_.block_end; ++b) {
-        const int64_t first = p_.block_begin(b), m = p_.block_begin(b + 1) - first;
-        multiply_block<T>(p_, (const T*)args_.packed + g * p_.group_size(), first, m, phase, begin, end, steps_, out,
-                          out_pitch_);
-        out += m * out_pitch_;
-      }
+      multiply_blocks<T>(p_, (const T*)args_.packed + g * p_.group_size(), share_, phase, begin, end, steps_, out,
+                         out_pitch_);
+      out += (p_.block_begin(share_.block_end) - p_.block_begin(share_.block_begin)) * out_pitch_;
     }
     const int64_t c = share_.group_begin * p_.outer + p_.block_begin(share_.block_begin);
     finish(c, (out - out_) / out_pitch_, y);
@@ -99,6 +96,7 @@ class ConvTransposeAdd {
     for (int section = 0; section < 2; ++section) {
       const T** step = steps_[section];
       const int64_t taps = p_.section_taps(section), lead = section == 0 ? 0 : c.full;
+      if (taps == 0) continue;
       for (int64_t j = begin; j < end; ++j) {
         const T* line = lines_ + (bottom - j) % p_.row_taps * slot_size_ + (c.taps - 1 - lead) * c.stride;
         line += (group - share_.group_begin) * p_.inner * pitch_;
@@ -204,7 +202,7 @@ ConvTransposePlan conv_transpose_plan(const ConvTransposeArgs& args) {
     const ConvTransposeAdd<T, In> kernel(args, nullptr);
     ConvTransposePlan plan{};
     plan.packed_bytes = args.groups * kernel.packing().group_size() * (int64_t)sizeof(T);
-    plan.pack_units = args.groups * kernel.packing().blocks();
+    plan.pack_units = args.groups * kernel.packing().blocks;
     plan.units = kernel.units();
     plan.scratch_bytes = kernel.scratch_bytes();
     return plan;

@@ -50,7 +50,7 @@ class ConvTransposeBackward {
     for (const T**& steps : steps_) steps = arena_.take<const T*>(p_.vector_steps());
     if (args.grad_x.data) {
       out_pitch_ = line_pitch<T>(c.periods * c.vectors * L);
-      out_ = arena_.take<T>(kOuter * out_pitch_);
+      out_ = arena_.take<T>((outer < p_.outer ? outer : p_.outer) * out_pitch_);
     }
     if (args.grad_weight.data) {
       x_ = arena_.take<T>(outer * pitch_);
@@ -108,16 +108,14 @@ class ConvTransposeBackward {
     int64_t done = 0;  // outer channels of the share
     for (int64_t g = share_.group_begin; g < share_.group_end; ++g) {
       list_steps(g, top, begin, end);
-      for (int64_t b = share_.block_begin; b < share_.block_end; ++b) {
-        const int64_t first = p_.block_begin(b), m = p_.block_begin(b + 1) - first;
-        if (args_.grad_x.data) {
-          multiply_block<T>(p_, (const T*)args_.packed + g * p_.group_size(), first, m, 0, begin, end, steps_, out_,
-                            out_pitch_);
-          for (int64_t o = 0; o < m; ++o) collect(out_ + o * out_pitch_, g * p_.outer + first + o, i);
-        }
-        if (args_.grad_weight.data && end > begin) correlate_block(done, m, begin, end);
-        done += m;
+      const int64_t first = p_.block_begin(share_.block_begin), count = p_.block_begin(share_.block_end) - first;
+      if (args_.grad_x.data) {
+        multiply_blocks<T>(p_, (const T*)args_.packed + g * p_.group_size(), share_, 0, begin, end, steps_, out_,
+                           out_pitch_);
+        for (int64_t o = 0; o < count; ++o) collect(out_ + o * out_pitch_, g * p_.outer + first + o, i);
       }
+      if (args_.grad_weight.data) correlate_blocks(done, begin, end);
+      done += count;
     }
   }
 
@@ -155,6 +153,7 @@ class ConvTransposeBackward {
     for (int section = 0; section < 2; ++section) {
       const T** step = steps_[section];
       const int64_t taps = p_.section_taps(section), lead = section == 0 ? 0 : c.full;
+      if (taps == 0) continue;
       for (int64_t ky = begin; ky < end; ++ky) {
         const T* line = lines_ + (top + ky) % p_.row_taps * slot_size_ + lead * c.stride;
         line += (group - share_.group_begin) * p_.inner * pitch_;
@@ -207,12 +206,11 @@ class ConvTransposeBackward {
     return total;
   }
 
-  void correlate_block(int64_t channel, int64_t m, int64_t begin, int64_t end) {
+  // `done` outer channels of the share, those of earlier groups, come first.
+  void correlate_blocks(int64_t done, int64_t begin, int64_t end) {
     const Columns& c = p_.columns;
-    const T* lines[kOuter];
-    for (int64_t o = 0; o < m; ++o) lines[o] = x_ + (channel + o) * pitch_;
+    const int64_t first = p_.block_begin(share_.block_begin);
     Correlation<T> sums{};
-    sums.lines = lines;
     sums.period = c.length;
     sums.count = args_.x.width / c.pixels;
     const int64_t rest = args_.x.width % c.pixels * c.stride;
@@ -222,10 +220,17 @@ class ConvTransposeBackward {
       if (sums.has_tail) sums.tail = first_lanes<T>(rest - v * L);
       for (int section = 0; section < 2; ++section) {
         const int64_t steps = (end - begin) * p_.inner * p_.section_taps(section);
-        if (steps == 0) continue;
-        sums.columns = steps_[section];
-        sums.weights = sums_ + p_.offset(channel, m, 0, v, section, begin);
-        correlate(sums, m, steps);
+        for (int64_t s = 0; s < steps; s += kChunkSteps) {
+          sums.columns = steps_[section] + s;
+          for (int64_t b = share_.block_begin; b < share_.block_end; ++b) {
+            const int64_t channel = done + p_.block_begin(b) - first, m = p_.block_begin(b + 1) - p_.block_begin(b);
+            const T* lines[kOuter];
+            for (int64_t o = 0; o < m; ++o) lines[o] = x_ + (channel + o) * pitch_;
+            sums.lines = lines;
+            sums.weights = sums_ + p_.offset(channel, m, 0, v, section, begin) + s * m * L;
+            correlate(sums, m, steps - s < kChunkSteps ? steps - s : kChunkSteps);
+          }
+        }
       }
     }
   }
@@ -262,7 +267,7 @@ class ConvTransposeBackward {
   T* lines_;       // [row_taps][inner channels][pitch]: row i of the gradient in slot i mod row_taps
   int64_t* rows_;  // which row a slot holds
   const T** steps_[2];
-  T* out_ = nullptr;   // [kOuter][out_pitch]
+  T* out_ = nullptr;   // [outer channels of a group][out_pitch]
   T* x_ = nullptr;     // [outer channels][pitch]
   T* sums_ = nullptr;  // of the gradient of the weights, packed as these are
   T* part_ = nullptr;
@@ -278,7 +283,7 @@ ConvTransposePlan conv_transpose_backward_plan(const ConvTransposeArgs& args) {
     ConvTransposePlan plan{};
     if (args.grad_x.data) {
       plan.packed_bytes = args.groups * kernel.packing().group_size() * (int64_t)sizeof(T);
-      plan.pack_units = args.groups * kernel.packing().blocks();
+      plan.pack_units = args.groups * kernel.packing().blocks;
     }
     plan.units = kernel.units();
     plan.scratch_bytes = kernel.scratch_bytes();
