@@ -135,6 +135,24 @@ def check_class_weight(op: str, name: str, weight: Tensor | None, x: Tensor, cla
         raise TypeError(f"{op}: {name} must be a floating tensor, got {weight.dtype}")
     if weight.dim() != 1 or weight.shape[0] != classes:
         raise ValueError(f"{op}: {name} must be [{classes}], one factor per class, got shape {list(weight.shape)}")
+    return _constant(op, name, weight, x)
+
+
+def check_pixel_weight(op: str, weight: Tensor | None, x: Tensor, shape: Sequence[int]) -> Tensor | None:
+    """One constant factor per pixel, returned in the dtype of the arithmetic."""
+    if weight is None:
+        return None
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"{op}: pixel_weight must be a tensor, got {type(weight).__name__}")
+    if weight.dtype not in FLOATING:
+        raise TypeError(f"{op}: pixel_weight must be a floating tensor, got {weight.dtype}")
+    if weight.shape != shape:
+        raise ValueError(f"{op}: pixel_weight must be [N, H, W] = {list(shape)}, got shape {list(weight.shape)}")
+    return _constant(op, "pixel_weight", weight, x)
+
+
+def _constant(op: str, name: str, weight: Tensor, x: Tensor) -> Tensor:
+    """Factors that get no gradient, on the device of x and in its arithmetic."""
     if weight.device != x.device:
         raise ValueError(f"{op}: {name} is on {weight.device}, but x is on {x.device}")
     if weight.requires_grad:

@@ -185,7 +185,14 @@ class UpsampleCrossEntropyLoss(nn.Module):
         self.reduction = reduction
         self.label_smoothing = check_smoothing("UpsampleCrossEntropyLoss", label_smoothing)
 
-    def forward(self, x: Tensor, target: Tensor, sampling: Sampling | Sequence[int] | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        target: Tensor,
+        sampling: Sampling | Sequence[int] | None = None,
+        *,
+        pixel_weight: Tensor | None = None,
+    ) -> Tensor:
         """x: [N, C, h, w] logits, target: [N, H, W] labels; sampling None means the target's size."""
         return upsample_cross_entropy(
             x,
@@ -195,6 +202,7 @@ class UpsampleCrossEntropyLoss(nn.Module):
             ignore_index=self.ignore_index,
             reduction=self.reduction,
             label_smoothing=self.label_smoothing,
+            pixel_weight=pixel_weight,
         )
 
     def extra_repr(self) -> str:

@@ -195,7 +195,7 @@ def upsample_cross_entropy(
     """
     z = _sampled(x, sampling)
     loss, pixel_weight = _cross_entropy("upsample_cross_entropy", z, target, weight, ignore_index, label_smoothing)
-    loss, total = _reduce(loss, pixel_weight, reduction)
+    loss, total = reduce(loss, pixel_weight, reduction)
     gradient, lse = z.new_empty(0), z.new_empty(0)
     if with_grad and reduction == NONE:
         lse = _logsumexp(z)
@@ -273,7 +273,7 @@ def _cross_entropy_gradient(
     return torch.where(kept[:, None], g, 0).masked_fill(bad[:, None], torch.nan)
 
 
-def _reduce(loss: Tensor, weight: Tensor, reduction: int) -> tuple[Tensor, Tensor]:
+def reduce(loss: Tensor, weight: Tensor, reduction: int) -> tuple[Tensor, Tensor]:
     """The reduced loss and what it was divided by."""
     one = loss.new_ones(())
     if reduction == NONE:
@@ -349,7 +349,7 @@ def upsample_binary_cross_entropy(
     q = 1 if pos_weight is None else pos_weight.view(1, -1, 1, 1)
     loss = _weighted(q * t, -F.logsigmoid(z)) + _weighted(1 - t, -F.logsigmoid(-z))
     loss = torch.where(kept, loss, 0).masked_fill(bad, torch.nan)
-    loss, total = _reduce(loss, kept.to(z.dtype), reduction)
+    loss, total = reduce(loss, kept.to(z.dtype), reduction)
     gradient = z.new_empty(0)
     if with_grad and reduction != NONE:
         g = _binary_gradient(z.detach(), target, pos_weight, ignore_index)
@@ -487,7 +487,7 @@ def score_cross_entropy(
     """``F.cross_entropy(F.conv2d(x, weight[:, :, None, None], bias), target, ...)``: (loss, total weight, lse)."""
     z = _scores(x, weight, bias)
     loss, pixel_weight = _cross_entropy("score_cross_entropy", z, target, class_weight, ignore_index, label_smoothing)
-    loss, total = _reduce(loss, pixel_weight, reduction)
+    loss, total = reduce(loss, pixel_weight, reduction)
     return loss, total, _logsumexp(z)
 
 

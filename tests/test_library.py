@@ -157,6 +157,9 @@ COMPILED: dict[str, Callable[..., Tensor]] = {
     "argmax": lambda x, t: fk.upsample_argmax(x, t.shape[1:]) + t,
     "cross-entropy": lambda x, t: fk.upsample_cross_entropy(2 * x, t, label_smoothing=0.1),
     "cross-entropy-none": lambda x, t: fk.upsample_cross_entropy(x, t, reduction="none"),
+    "cross-entropy-extras": lambda x, t: (
+        fk.upsample_cross_entropy(x, t, pixel_weight=(t + 1).float(), return_extras=True, ignore_index=0).loss
+    ),
     "confusion": lambda x, t: fk.upsample_confusion_matrix(x, t, ignore_index=None),
     "sigmoid": lambda x, t: fk.upsample_sigmoid(x, t.shape[1:]),
     "binary": lambda x, t: fk.upsample_binary_cross_entropy(x[:, :1], (t > 1).long()),

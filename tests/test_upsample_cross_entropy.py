@@ -346,6 +346,19 @@ BAD = [
     (lambda: CE(X, TARGET, label_smoothing=float("nan")), ValueError, "label_smoothing must lie in"),
     (lambda: CE(X, TARGET, ignore_index=1.5), TypeError, "ignore_index must be an int, got 1.5"),
     (lambda: CE(X, TARGET, ignore_index=None), TypeError, "ignore_index must be an int, got None"),
+    (lambda: CE(X, TARGET, pixel_weight=[1.0]), TypeError, "pixel_weight must be a tensor, got list"),
+    (lambda: CE(X, TARGET, pixel_weight=TARGET), TypeError, "pixel_weight must be a floating tensor, got torch.int64"),
+    (
+        lambda: CE(X, TARGET, pixel_weight=torch.rand(2, 10, 13)),
+        ValueError,
+        r"pixel_weight must be \[N, H, W\] = \[2, 10, 12\], got shape \[2, 10, 13\]",
+    ),
+    (
+        lambda: CE(X, TARGET, pixel_weight=torch.rand(2, 10, 12).requires_grad_()),
+        ValueError,
+        "pixel_weight requires a gradient",
+    ),
+    (lambda: CE(X, TARGET, pixel_weight=torch.rand(2, 10, 12).to("meta")), ValueError, "pixel_weight is on meta"),
     (lambda: CE(X, TARGET, ignore_index=2**70), ValueError, "ignore_index must fit 64 bits"),
 ]
 
@@ -355,6 +368,53 @@ def test_refused(call, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message) as raised:
         call()
     assert str(raised.value).startswith("upsample_cross_entropy: ")
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_pixel_weights_and_extras(backend: Backend, dtype: torch.dtype, reduction: str, weighted: bool) -> None:
+    """Against plain PyTorch in float64, as heads write it: weights times pixel losses, divided as without them."""
+    x = torch.randn(2, 5, 6, 7).to(dtype).to(backend.device).requires_grad_()
+    target = torch.randint(0, 5, (2, 24, 21), device=backend.device).to(torch.uint8)
+    target[:, :3] = 255
+    factors = torch.rand(2, 24, 21, device=backend.device)
+    weight = torch.rand(5, device=backend.device) if weighted else None
+    options = {"weight": weight, "label_smoothing": 0.1 if weighted else 0.0}
+    extras = CE(x, target, ignore_index=255, reduction=reduction, pixel_weight=factors, return_extras=True, **options)
+    y = x.detach().double().requires_grad_()
+    z, labels, kept = F.interpolate(y, size=(24, 21), mode="bilinear"), target.long(), target != 255
+    if weighted:
+        options["weight"] = weight.double()
+    losses = factors.double() * F.cross_entropy(z, labels, ignore_index=255, reduction="none", **options)
+    counts = torch.where(kept, 1.0 if weight is None else weight.double()[labels.clamp(max=4)], 0.0)
+    divisor = {"mean": counts.sum(), "mean_all": losses.numel(), "sum": 1, "none": 1}[reduction]
+    expected = losses if reduction == "none" else losses.sum() / divisor
+    tolerance = {"rtol": 1e-10, "atol": 1e-10} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-5}
+    torch.testing.assert_close(extras.loss.double(), expected, **tolerance)
+    torch.testing.assert_close(extras.pixel_loss.double(), losses.detach(), **tolerance)
+    torch.testing.assert_close(extras.logsumexp.double(), z.detach().logsumexp(1), **tolerance)
+    p = z.detach().softmax(1).gather(1, labels.clamp(max=4)[:, None]).squeeze(1)
+    torch.testing.assert_close(extras.label_probability.double(), torch.where(kept, p, 0.0), **tolerance)
+    assert extras.counted == kept.sum()
+    assert extras.correct == ((z.argmax(1) == labels) & kept).sum()
+    assert not any(t.requires_grad for t in extras[1:])
+    g = torch.rand_like(expected)
+    (dx,) = torch.autograd.grad(extras.loss, x, g.to(extras.loss.dtype))
+    (dy,) = torch.autograd.grad(expected, y, g)
+    rounding = {"rtol": 8e-3, "atol": 1e-5} if dtype == torch.bfloat16 else tolerance
+    torch.testing.assert_close(dx.double(), dy, **rounding)
+    alone = CE(x, target, ignore_index=255, reduction=reduction, pixel_weight=factors, **options)
+    torch.testing.assert_close(alone, extras.loss)
+
+
+def test_pixel_weights_of_one_change_nothing(backend: Backend) -> None:
+    x = torch.randn(2, 5, 6, 7, device=backend.device)
+    target = torch.randint(0, 5, (2, 24, 21), device=backend.device)
+    ones = torch.ones(target.shape, dtype=torch.float16, device=backend.device)
+    for reduction in REDUCTIONS:
+        options = {"reduction": reduction, "ignore_index": 2, "weight": torch.rand(5, device=backend.device)}
+        torch.testing.assert_close(CE(x, target, pixel_weight=ones, **options), CE(x, target, **options))
 
 
 @pytest.mark.parametrize("weight", [None, 100.0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from .._checks import (
     check_class_weight,
     check_image,
     check_index,
+    check_pixel_weight,
     check_same_device,
     check_smoothing,
     check_target,
@@ -91,6 +92,58 @@ batched_per_sample("upsample_cross_entropy_backward", [0, 1, 2, 4])
 _upsample_cross_entropy = torch.ops.fcn_kernels.upsample_cross_entropy.default
 
 
+class CrossEntropyExtras(NamedTuple):
+    """What `upsample_cross_entropy` returns with ``return_extras=True``. Only `loss` is differentiable."""
+
+    loss: Tensor  # as without the extras
+    pixel_loss: Tensor  # [N, H, W], what the reduction adds up
+    logsumexp: Tensor  # [N, H, W], over the classes; NaN where a logit is infinite
+    label_probability: Tensor  # [N, H, W], softmax at the label; zero for ignored pixels
+    correct: Tensor  # [] int64, the pixels that count whose label is the argmax
+    counted: Tensor  # [] int64, the pixels that count
+
+
+def _per_pixel(
+    x: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    pixel_weight: Tensor | None,
+    encoded: list[int],
+    ignore_index: int,
+    reduction: int,
+    label_smoothing: float,
+    return_extras: bool,
+) -> Tensor | CrossEntropyExtras:
+    """The loss by way of an image of pixel losses, which pixel weights and extras need."""
+    loss, _, _, lse = _upsample_cross_entropy(
+        x, target, weight, encoded, ignore_index, reference.NONE, label_smoothing, True
+    )
+    pixel_loss = loss if pixel_weight is None else loss * pixel_weight
+    labels = target.long()  # first: a uint8 tensor compared with -100 would compare with 156
+    kept = labels != ignore_index
+    result = pixel_loss
+    if reduction != reference.NONE:
+        counts = kept.to(loss.dtype)
+        if reduction == reference.MEAN and weight is not None:
+            counts = torch.where(kept, weight[labels.clamp(0, x.shape[1] - 1)], 0)
+        result = reference.reduce(pixel_loss, counts, reduction)[0]
+    if not return_extras:
+        return result
+    with torch.no_grad():
+        x = x.detach()
+        if weight is not None or label_smoothing > 0:
+            loss, _, _, _ = _upsample_cross_entropy(x, target, None, encoded, ignore_index, reference.NONE, 0.0, False)
+        winners, _ = torch.ops.fcn_kernels.upsample_argmax(x, encoded, torch.int32, False)
+        return CrossEntropyExtras(
+            result,
+            pixel_loss.detach(),
+            lse,
+            torch.where(kept, (-loss.detach()).exp(), 0),
+            ((winners == labels) & kept).sum(),
+            kept.sum(),
+        )
+
+
 def upsample_cross_entropy(
     x: Tensor,  # [N, C, h, w]
     target: Tensor,  # [N, H, W]
@@ -100,7 +153,9 @@ def upsample_cross_entropy(
     ignore_index: int = -100,
     reduction: str = "mean",
     label_smoothing: float = 0.0,
-) -> Tensor:  # [] or [N, H, W]
+    pixel_weight: Tensor | None = None,  # [N, H, W]
+    return_extras: bool = False,
+) -> Tensor | CrossEntropyExtras:  # [] or [N, H, W]
     """Cross-entropy of upsampled logits; the full-resolution logits are never written, forward or backward.
 
     Equivalent PyTorch::
@@ -120,6 +175,11 @@ def upsample_cross_entropy(
         reduction: "mean" divides by the weight of the pixels that count, "mean_all" by the number of all pixels,
             "sum" by nothing, "none" keeps the pixels.
         label_smoothing: in [0, 1].
+        pixel_weight: [N, H, W] factors of the pixel losses, constants in any floating dtype. They do not enter the
+            divisors: "mean" still divides by the class weights of the pixels that count.
+        return_extras: return a `CrossEntropyExtras` with the loss, the pixels' losses, log-sum-exps and label
+            probabilities, and the counts of a top-1 accuracy. This and pixel_weight take more passes over the small
+            logits, and images [N, H, W].
 
     Returns:
         The loss, [] or [N, H, W], in float32 (float64 for float64 logits): also for half types, whose range a sum over
@@ -129,7 +189,7 @@ def upsample_cross_entropy(
     Raises:
         TypeError: x is not floating, or target does not hold integers (soft targets are not supported).
         ValueError: wrong rank or shape, other devices, a sampling made for another size, an unknown reduction,
-            smoothing outside [0, 1], class weights of another length.
+            smoothing outside [0, 1], class weights of another length, pixel weights of another shape.
         RuntimeError: on the CPU, a label that is neither a class nor ignore_index (elsewhere the loss becomes NaN; see
             `check_labels`). When its gradient is differentiated.
     """
@@ -139,14 +199,12 @@ def upsample_cross_entropy(
     check_target(op, target, (x.shape[0], encoded[1], encoded[6]))
     check_same_device(op, x, target=target)
     weight = check_class_weight(op, "weight", weight, x, x.shape[1])
-    loss, _, _, _ = _upsample_cross_entropy(
-        x,
-        target,
-        weight,
-        encoded,
-        check_index(op, "ignore_index", ignore_index),
-        reduction_code(op, reduction),
-        check_smoothing(op, label_smoothing),
-        torch.is_grad_enabled() and x.requires_grad,
-    )
+    check_index(op, "ignore_index", ignore_index)
+    code = reduction_code(op, reduction)
+    label_smoothing = check_smoothing(op, label_smoothing)
+    if pixel_weight is not None or return_extras:
+        pixel_weight = check_pixel_weight(op, pixel_weight, x, target.shape)
+        return _per_pixel(x, target, weight, pixel_weight, encoded, ignore_index, code, label_smoothing, return_extras)
+    with_grad = torch.is_grad_enabled() and x.requires_grad
+    loss, _, _, _ = _upsample_cross_entropy(x, target, weight, encoded, ignore_index, code, label_smoothing, with_grad)
     return loss
