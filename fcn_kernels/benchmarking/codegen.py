@@ -1,6 +1,6 @@
 """What Triton's compiler makes of every kernel in every configuration, without a GPU: registers, spills, access widths.
 
-    python -m fcn_kernels.benchmarking.codegen [--json FILE] [--target NAME]... [--only OPERATOR]...
+    python -m fcn_kernels.benchmarking.codegen [--json FILE] [--target NAME]... [--only OPERATOR]... [--case PART]
 
 The operators are called on CPU tensors of real shapes, with their launches recorded instead of run; what was recorded
 is compiled for every target. The NVIDIA numbers are those of the assembler, read from the machine code.
@@ -23,6 +23,7 @@ from unittest import mock
 
 import torch
 
+from .. import reference
 from ..sampling import Sampling
 
 TARGETS = {
@@ -92,11 +93,14 @@ _NAMES = {
 }  # fmt: skip
 
 
-def cases(operators: list[str] | None = None) -> Iterator[Launch]:
-    """Every kernel, at the shapes, dtypes and layouts that choose different configurations; each configuration once."""
+def cases(operators: list[str] | None = None, part: str = "") -> Iterator[Launch]:
+    """Every kernel, at the shapes, dtypes and layouts that choose different configurations; each configuration once.
+
+    Restricted to some operators, and to cases whose name contains `part`, where these are given.
+    """
     seen = set()
     for operator, case, call in _calls():
-        if operators and operator not in operators:
+        if (operators and operator not in operators) or part not in case:
             continue
         for launch in record(operator, case, call):
             if launch.key() not in seen:
@@ -123,6 +127,7 @@ def _calls() -> Iterator[tuple[str, str, Callable[[], Any]]]:
                     continue
                 name = "channels_last" if layout == torch.channels_last else "contiguous"
                 case = f"{shape}, {_NAMES[dtype]}, {name}"
+                arithmetic = reference.arithmetic_dtype(dtype)
                 x = torch.empty((1, c, h, w), dtype=dtype).contiguous(memory_format=layout).expand(n, c, h, w)
                 y = torch.empty((1, c, code[1], code[6]), dtype=dtype).contiguous(memory_format=layout)
                 yield "upsample", case, op("upsample", x, code)
@@ -130,6 +135,18 @@ def _calls() -> Iterator[tuple[str, str, Callable[[], Any]]]:
                 yield "upsample_add", case, op("upsample_add", x[:1], y, code, (0, 0), 1.0)
                 yield "upsample_softmax", case, op("upsample_softmax", x, code, False)
                 yield "upsample_softmax_backward", case, op("upsample_softmax_backward", y, y, code, False)
+                target = torch.zeros((1, code[1], code[6]), dtype=torch.int64).expand(n, -1, -1)
+                for loss, options in {
+                    "": (None, code, -100, reference.MEAN, 0.0, True),
+                    " weighted, smoothed": (torch.empty(c, dtype=arithmetic), code, -100, reference.MEAN, 0.1, True),
+                }.items():
+                    yield "upsample_cross_entropy", case + loss, op("upsample_cross_entropy", x, target, *options)
+                image = torch.empty((1, code[1], code[6]), dtype=arithmetic).expand(n, -1, -1)
+                yield (
+                    "upsample_cross_entropy_backward",
+                    case,
+                    op("upsample_cross_entropy_backward", image, x, target, None, image, code, -100, 0.0),
+                )
                 yield "upsample_sigmoid", case, op("upsample_sigmoid", x, code)
                 yield "upsample_sigmoid_backward", case, op("upsample_sigmoid_backward", y, y, code)
 
@@ -211,10 +228,10 @@ def _widths(names: list[str], pattern: str) -> list[int]:
     return sorted(widths)
 
 
-def table(targets: list[str], operators: list[str] | None = None) -> list[dict[str, Any]]:
+def table(targets: list[str], operators: list[str] | None = None, part: str = "") -> list[dict[str, Any]]:
     """A row for every configuration and target."""
     rows = []
-    for launch in cases(operators):
+    for launch in cases(operators, part):
         for target in targets:
             row = {"operator": launch.operator, "kernel": launch.kernel.__name__, "case": launch.case, "target": target}
             rows.append(row | inspect(compiled(launch, target), target))
@@ -226,8 +243,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the table as data")
     parser.add_argument("--target", action="append", choices=TARGETS, help="default: all")
     parser.add_argument("--only", action="append", help="an operator; default: all")
+    parser.add_argument("--case", default="", help="a part of the names of the cases")
     arguments = parser.parse_args()
-    rows = table(arguments.target or list(TARGETS), arguments.only)
+    rows = table(arguments.target or list(TARGETS), arguments.only, arguments.case)
     if arguments.json:
         import triton
 

@@ -11,10 +11,10 @@ from torch import Tensor
 from ...reference import memory_format
 
 
-def empty_image(like: Tensor, height: int, width: int) -> Tensor:
+def empty_image(like: Tensor, height: int, width: int, dtype: torch.dtype | None = None) -> Tensor:
     """[N, C, height, width], channels_last if `like` is that and not contiguous, else contiguous."""
     size = (*like.shape[:2], height, width)
-    return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=memory_format(like))
+    return torch.empty(size, dtype=dtype or like.dtype, device=like.device, memory_format=memory_format(like))
 
 
 def fits_int32(sampling: Sequence[int], *tensors: Tensor) -> bool:
