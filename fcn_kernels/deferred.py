@@ -28,14 +28,16 @@ from .ops.score_cross_entropy import score_cross_entropy
 from .ops.score_softmax import score_log_softmax, score_softmax
 from .ops.upsample_add import upsample_add
 from .ops.upsample_argmax import upsample_argmax
+from .ops.upsample_binary_cross_entropy import upsample_binary_cross_entropy
 from .ops.upsample_cross_entropy import upsample_cross_entropy
+from .ops.upsample_sigmoid import upsample_sigmoid
 from .ops.upsample_softmax import upsample_log_softmax, upsample_softmax
 from .sampling import Sampling
 
 Log = dict[tuple[str, str], tuple[int, str]]
 """(place in the code, consumer) to (how many calls were fused, the sizes of the last one)."""
 
-__all__ = ["Deferred", "Log", "Site", "defer_score", "deferring"]
+__all__ = ["Deferred", "Log", "Site", "cross_entropy_of", "defer_score", "deferring"]
 
 
 class Site:
@@ -88,7 +90,7 @@ class _Upsampled:
     def argmax(self) -> Tensor:
         return upsample_argmax(self.x.detach(), self.sampling)
 
-    def cross_entropy(self, target: Tensor, weight: Tensor | None, **options: Any) -> Tensor:
+    def cross_entropy(self, target: Tensor, weight: Tensor | None = None, **options: Any) -> Tensor:
         return upsample_cross_entropy(self.x, target, self.sampling, weight=weight, **options)
 
     def describe(self) -> str:
@@ -130,7 +132,7 @@ class _Scored:
     def argmax(self) -> Tensor:
         return score_argmax(*self.detach().sources())
 
-    def cross_entropy(self, target: Tensor, weight: Tensor | None, **options: Any) -> Tensor:
+    def cross_entropy(self, target: Tensor, weight: Tensor | None = None, **options: Any) -> Tensor:
         return score_cross_entropy(self.x, self.weight, self.bias, target, class_weight=weight, **options)
 
     def describe(self) -> str:
@@ -317,6 +319,24 @@ def _argmax(input: Any, dim: Any = None, keepdim: bool = False) -> Any:
     return labels.unsqueeze(1) if keepdim else labels
 
 
+def cross_entropy_of(input: Any, target: Any, **options: Any) -> Tensor | None:
+    """`upsample_cross_entropy` (or `score_cross_entropy`) of a Deferred whose shape fits the labels, else None."""
+    recipe = _recipe_of(input)
+    if (
+        recipe is None
+        or not input._class_dim
+        or type(target) is not Tensor
+        or target.dtype not in (torch.int64, torch.uint8)
+        or target.shape != (input.shape[0], *input.shape[2:])
+        or target.device != input.device
+    ):
+        return None
+    _note(recipe, "cross_entropy")
+    loss = recipe.cross_entropy(target, **options)
+    # The operator's loss of half types is float32, as under autocast; plain PyTorch rounds it.
+    return loss if torch.is_autocast_enabled(input.device.type) else loss.to(input.dtype)
+
+
 @_handles(F.cross_entropy)
 def _cross_entropy(
     input: Any,
@@ -328,24 +348,50 @@ def _cross_entropy(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
 ) -> Any:
+    unusual = size_average is not None or reduce is not None or reduction not in ("none", "mean", "sum")
+    if unusual or (weight is not None and (weight.requires_grad or weight.dtype != input.dtype)):
+        return NotImplemented
+    options = {"ignore_index": ignore_index, "reduction": reduction, "label_smoothing": label_smoothing}
+    loss = cross_entropy_of(input, target, weight=weight, **options)
+    return NotImplemented if loss is None else loss
+
+
+@_handles(torch.sigmoid, torch.Tensor.sigmoid, torch.special.expit, F.sigmoid)
+def _sigmoid(input: Any) -> Any:
+    recipe = _recipe_of(input)
+    if not isinstance(recipe, _Upsampled) or not input._class_dim or _half_autocast(input):
+        return NotImplemented
+    _note(recipe, "sigmoid")
+    return upsample_sigmoid(recipe.x, recipe.sampling)
+
+
+@_handles(F.binary_cross_entropy_with_logits)
+def _binary_cross_entropy(
+    input: Any,
+    target: Any,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    pos_weight: Tensor | None = None,
+) -> Any:
     recipe = _recipe_of(input)
     if (
-        recipe is None
+        not isinstance(recipe, _Upsampled)
         or not input._class_dim
-        or size_average is not None
-        or reduce is not None
+        or any(option is not None for option in (weight, size_average, reduce))
         or reduction not in ("none", "mean", "sum")
         or type(target) is not Tensor
-        or target.dtype not in (torch.int64, torch.uint8)
-        or target.shape != (input.shape[0], *input.shape[2:])
+        or target.dtype != input.dtype
+        or target.shape != input.shape
         or target.device != input.device
-        or (weight is not None and (weight.requires_grad or weight.dtype != input.dtype))
+        or target.requires_grad
+        or (pos_weight is not None and (pos_weight.requires_grad or pos_weight.numel() != 1 or input.shape[1] != 1))
     ):
         return NotImplemented
-    _note(recipe, "cross_entropy")
-    options = {"ignore_index": ignore_index, "reduction": reduction, "label_smoothing": label_smoothing}
-    loss = recipe.cross_entropy(target, weight, **options)
-    # The operator's loss of half types is float32, as under autocast; plain PyTorch rounds it.
+    _note(recipe, "binary_cross_entropy_with_logits")
+    pos_weight = None if pos_weight is None else pos_weight.reshape(1)
+    loss = upsample_binary_cross_entropy(recipe.x, target, recipe.sampling, pos_weight=pos_weight, reduction=reduction)
     return loss if torch.is_autocast_enabled(input.device.type) else loss.to(input.dtype)
 
 

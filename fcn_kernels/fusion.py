@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ._checks import autocast_dtype
 from .deferred import Log, Site, defer_score, deferring
 from .nn import bilinear_weight
+from .ops.conv_transpose_add import conv_transpose_add
 from .ops.upsample import upsample
 from .sampling import Sampling
 
@@ -110,7 +111,7 @@ class DeferringForward(Fused):
 
 
 class FusedConvTranspose2d(Fused):
-    """nn.ConvTranspose2d: the two-tap sampling while its weight is bilinear and gets no gradient, else learned."""
+    """nn.ConvTranspose2d: two-tap sampling while its weight is bilinear and gets no gradient, else a learned one."""
 
     _fcn_verified: tuple[int, int] | None = None
     _fcn_bilinear: bool = False
@@ -118,26 +119,33 @@ class FusedConvTranspose2d(Fused):
     def forward(self: Any, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         weight = self.weight
         learning = weight.requires_grad and torch.is_grad_enabled()
-        if output_size is not None or type(x) is not Tensor or x.dim() != 4 or learning:
+        if output_size is not None or type(x) is not Tensor or x.dim() != 4:
             return super().forward(x, output_size)
         dtype = autocast_dtype(x)
         if dtype is not None:
             x = x.to(dtype)
         elif x.dtype != weight.dtype:
             return super().forward(x, output_size)
-        if not self._fcn_is_bilinear():
+        bilinear = not learning and self._fcn_is_bilinear()
+        if not bilinear and not _pays(self):
             return super().forward(x, output_size)
         k, s, p, op = self.kernel_size[0], self.stride[0], self.padding, self.output_padding
         height, width = ((n - 1) * s + k - 2 * p[i] + op[i] for i, n in enumerate(x.shape[2:]))
         if min(height, width) < 1 or op[0] > p[0] or op[1] > p[1]:
             return super().forward(x, output_size)
-        sampling = Sampling.transposed_conv(x.shape[2:], s, kernel_size=k, offset=p, output_size=(height, width))
-        y = upsample(x, sampling)
+        if bilinear:
+            sampling = Sampling.transposed_conv(x.shape[2:], s, kernel_size=k, offset=p, output_size=(height, width))
+            y = upsample(x, sampling)
+        else:
+            size = (height, width)
+            y = conv_transpose_add(x, weight, stride=s, groups=self.groups, offset=p, output_size=size)
         return y if self.bias is None else y + self.bias.to(y.dtype)[:, None, None]
 
     def _fcn_is_bilinear(self: Any) -> bool:
         """Looks at the weight again whenever it was written to."""
         weight = self.weight
+        if _why_not_sampling(self) is not None:
+            return False
         state = (weight.data_ptr(), -1 if weight.is_inference() else weight._version)
         if torch.compiler.is_compiling():
             return self._fcn_bilinear
@@ -163,12 +171,18 @@ def is_bilinear(module: nn.ConvTranspose2d) -> bool:
     return bool((weight.cpu().double() - ours).abs().max() <= 2 * torch.finfo(weight.dtype).eps)
 
 
+def _pays(m: nn.ConvTranspose2d) -> bool:
+    """Where the CPU kernel of `conv_transpose_add` was measured to beat PyTorch's transposed convolution."""
+    square = m.kernel_size[0] == m.kernel_size[1] and m.stride[0] == m.stride[1] and m.dilation == (1, 1)
+    return square and m.stride[0] >= 8 and m.weight.device.type == "cpu"
+
+
 def has_hooks(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
 
 
-def _why_not_bilinear(m: nn.ConvTranspose2d) -> str | None:
-    """Why the geometry or the weight is not that of FCN's bilinear upsampling."""
+def _why_not_sampling(m: nn.ConvTranspose2d) -> str | None:
+    """Why the geometry is not that of FCN's bilinear upsampling."""
     k, s = m.kernel_size[0], m.stride[0]
     if m.kernel_size[1] != k or m.stride[1] != s or m.dilation != (1, 1) or m.padding_mode != "zeros":
         return "kernel and stride are not square, or it is dilated"
@@ -176,20 +190,28 @@ def _why_not_bilinear(m: nn.ConvTranspose2d) -> str | None:
         return f"kernel {k} with stride {s} is not 2 s - 1 or 2 s"
     if m.in_channels != m.out_channels or m.groups not in (1, m.in_channels):
         return f"{m.in_channels} to {m.out_channels} channels in {m.groups} groups mixes channels"
-    if not is_bilinear(m):
-        return "the weight is not the bilinear filter: it was learned"
     return None
+
+
+def _why_not_bilinear(m: nn.ConvTranspose2d) -> str | None:
+    """Why the geometry or the weight is not that of FCN's bilinear upsampling."""
+    return _why_not_sampling(m) or (None if is_bilinear(m) else "the weight is not the bilinear filter: it was learned")
 
 
 def _fuse_transposed(name: str, m: nn.ConvTranspose2d, report: Report) -> None:
     reason = _why_not_bilinear(m)
     what = f"ConvTranspose2d {m.in_channels} to {m.out_channels}, kernel {m.kernel_size[0]}, stride {m.stride[0]}"
-    if reason is not None:
+    learned = "conv_transpose_add" if _pays(m) else None
+    if reason is not None and learned is None:
         report.left.append(Entry(name, what, reason))
         return
     m.__class__ = fused_class(FusedConvTranspose2d, nn.ConvTranspose2d)
-    when = ", where its weight gets no gradient (it is trainable now)" if m.weight.requires_grad else ""
-    report.fused.append(Entry(name, what, f"two-tap bilinear sampling{when}"))
+    action = learned
+    if reason is None:
+        action = "two-tap bilinear sampling"
+        if m.weight.requires_grad:
+            action += f" while its weight gets no gradient; it is trainable: then {learned or 'PyTorch'}"
+    report.fused.append(Entry(name, what, action))
 
 
 def _is_class_softmax(m: nn.Module) -> bool:
@@ -274,7 +296,7 @@ def _fuse_forward(model: nn.Module, report: Report) -> None:
     model._fcn_log = report.seen
 
 
-INTEGRATIONS = ("transformers",)
+INTEGRATIONS = ("transformers", "segmentation_models_pytorch")
 """Modules of `fcn_kernels.integrations`, each asked when an object comes from the library of that name."""
 
 
@@ -296,7 +318,8 @@ def fuse(model: Any) -> Report:
     log_softmax, argmax, addition or 1x1 convolution, inside the model or in the code that uses its output, the fused
     operator reads the small tensor instead; everything else gets PyTorch's own full tensor. Further:
 
-    - ``nn.ConvTranspose2d`` whose weight is the bilinear filter and gets no gradient samples with two taps per axis.
+    - ``nn.ConvTranspose2d`` whose weight is the bilinear filter and gets no gradient samples with two taps per axis;
+      a learned one is `conv_transpose_add` where that is faster.
     - ``nn.Conv2d(1x1)`` followed by a softmax in an ``nn.Sequential`` is one operator.
     - Known libraries have more (see `fcn_kernels.integrations`): the SegFormer decoder, image processors, losses.
 

@@ -268,6 +268,19 @@ def test_trainable_bilinear_weight_gets_its_gradient() -> None:
     assert layer.weight.grad is not None
 
 
+@pytest.mark.parametrize(("groups", "out"), [(1, 3), (4, 4), (2, 6)])
+def test_learned_transposed_convolution_with_a_large_stride(groups: int, out: int) -> None:
+    layer = nn.ConvTranspose2d(4, out, 16, stride=8, padding=4, groups=groups, dtype=torch.float64)
+    x = torch.randn(2, 4, 3, 5, dtype=torch.float64, requires_grad=True)
+    wanted = [x, layer.weight, layer.bias]
+    expected = layer(x)
+    grads = torch.autograd.grad(expected.square().sum(), wanted)
+    assert fk.fuse(layer).fused[0].action == "conv_transpose_add"
+    y = layer(x)
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(torch.autograd.grad(y.square().sum(), wanted), grads)
+
+
 @pytest.mark.parametrize(
     ("layer", "reason"),
     [
