@@ -1,6 +1,7 @@
 # Every target sets up .venv by itself; a second run does nothing twice.
 #   make demo     the main job in about a minute: fused heads against eager PyTorch and torch.compile, on photographs
 #   make test     the test suite
+#   make integrations   the tests with other people's libraries, which it installs
 #   make bench    the main job in full, every workload with its goal (about ten minutes)
 #   make suites   the pytest-benchmark suites
 #   make lint     ruff and clang-format
@@ -20,13 +21,16 @@ BUILD := $(shell nvidia-smi -L 2>/dev/null | grep -q GPU && echo auto || echo cp
 INSTALLED := $(VENV)/.installed-$(BUILD)
 SOURCES := $(wildcard csrc/* csrc/cpu/* csrc/cuda/*) setup.py build_kernels.py pyproject.toml
 
-.PHONY: demo test bench suites lint format cuda clean
+.PHONY: demo test integrations bench suites lint format cuda clean
 
 demo: $(INSTALLED)
 	$(BIN)/fcn-kernels bench --quick $(ARGS)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest $(ARGS)
+
+integrations: $(VENV)/.libraries
+	$(BIN)/python -m pytest tests/test_fusion.py tests/test_integration_*.py $(ARGS)
 
 bench: $(INSTALLED)
 	$(BIN)/fcn-kernels bench $(ARGS)
@@ -50,7 +54,7 @@ cuda: $(VENV)/.tools
 	$(BIN)/fcn-kernels info
 
 clean:
-	rm -rf build dist *.egg-info fcn_kernels/_C*.so $(VENV)/.installed-*
+	rm -rf build dist *.egg-info fcn_kernels/_C*.so $(VENV)/.installed-* $(VENV)/.libraries
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -59,6 +63,12 @@ $(BIN)/python:
 $(VENV)/.tools: | $(BIN)/python
 	$(PIP) "$(TORCH)"
 	$(PIP) "setuptools>=77" wheel ninja "pybind11>=2.12" build
+	@touch $@
+
+# --no-deps: torchvision asks for a torch of its own. The versions are those that the integrations name as tested.
+$(VENV)/.libraries: $(INSTALLED)
+	$(PIP) "transformers==5.23.*" accelerate pillow
+	$(PIP) --no-deps torchvision "segmentation-models-pytorch==0.6.*" timm
 	@touch $@
 
 $(INSTALLED): $(VENV)/.tools $(SOURCES)
