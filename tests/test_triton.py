@@ -13,6 +13,7 @@ from conftest import Backend
 
 pytest.importorskip("triton")
 
+import test_upsample_argmax
 import test_upsample_cross_entropy
 import test_upsample_sigmoid
 import test_upsample_softmax
@@ -120,6 +121,42 @@ class TestSoftmax:
         x = torch.randn(1, 2, 1, 2, dtype=torch.float64, device=triton_backend.device, requires_grad=True)
         sampling = Sampling.transposed_conv((1, 2), 2, offset=1)
         assert torch.autograd.gradcheck(lambda x: f(x, sampling), x, fast_mode=True)
+
+
+@warnings
+class TestArgmax:
+    check = staticmethod(test_upsample_argmax.check)
+
+    @pytest.mark.parametrize("sampling", **parametrized(TINY))
+    def test_samplings(self, triton_backend: Backend, sampling: Sampling) -> None:
+        self.check(triton_backend, torch.randn(2, 3, *sampling.input_size), sampling)
+
+    @pytest.mark.parametrize("layout", LAYOUTS)
+    def test_layouts(self, triton_backend: Backend, layout: str) -> None:
+        self.check(triton_backend, LAYOUTS[layout](torch.randn(2, 9, 2, 2)), FEW[0][1])
+
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    def test_dtypes(self, triton_backend: Backend, dtype: torch.dtype) -> None:
+        for labels in (torch.uint8, torch.int16, torch.int32):
+            self.check(triton_backend, torch.randn(1, 5, 2, 2).to(dtype), FEW[0][1], labels)
+
+    @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+    @pytest.mark.parametrize("values", ADVERSARIAL)
+    def test_adversarial(self, triton_backend: Backend, values: str, layout: str) -> None:
+        self.check(triton_backend, LAYOUTS[layout](ADVERSARIAL[values](torch.randn(1, 10, 2, 2))), FEW[0][1])
+
+    @pytest.mark.parametrize("sampling", **parametrized(FEW))
+    def test_blocking_of_large_images(
+        self, triton_backend: Backend, sampling: Sampling, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(logsumexp, "UNITS", 1)
+        self.check(triton_backend, torch.randn(1, 5, *sampling.input_size), sampling)
+
+    def test_ties_and_largest_logits(self, triton_backend: Backend) -> None:
+        x = torch.randn(1, 1, 2, 2, device=triton_backend.device).expand(1, 12, 2, 2)
+        for layout in ("contiguous", "channels_last"):
+            assert not fk.upsample_argmax(LAYOUTS[layout](x), (4, 6)).any()
+        self.check(triton_backend, torch.randn(1, 4, 2, 2).sign() * 3e38, FEW[0][1])
 
 
 @warnings

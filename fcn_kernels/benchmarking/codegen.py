@@ -135,6 +135,7 @@ def _calls() -> Iterator[tuple[str, str, Callable[[], Any]]]:
                 yield "upsample_add", case, op("upsample_add", x[:1], y, code, (0, 0), 1.0)
                 yield "upsample_softmax", case, op("upsample_softmax", x, code, False)
                 yield "upsample_softmax_backward", case, op("upsample_softmax_backward", y, y, code, False)
+                yield "upsample_argmax", case, op("upsample_argmax", x, code, torch.int64, True)
                 target = torch.zeros((1, code[1], code[6]), dtype=torch.int64).expand(n, -1, -1)
                 for loss, options in {
                     "": (None, code, -100, reference.MEAN, 0.0, True),

@@ -13,6 +13,7 @@ KERNELS = {
     "upsample_add": "upsample_add",
     "upsample_softmax": "upsample_softmax",
     "upsample_softmax_backward": "upsample_softmax",
+    "upsample_argmax": "upsample_argmax",
     "upsample_cross_entropy": "upsample_cross_entropy",
     "upsample_cross_entropy_backward": "upsample_cross_entropy",
     "upsample_sigmoid": "upsample_sigmoid",

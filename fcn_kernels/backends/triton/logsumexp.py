@@ -37,7 +37,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...reference import arithmetic_dtype
-from .geometry import corners, segment, segments
+from .geometry import Segments, corners, segment, segments
 from .launch import accumulator, device_of, index_type
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -242,6 +242,15 @@ def chain_blocks(x: Tensor) -> tuple[int, int]:
 UNITS = 1 << 17  # threads that fill a large GPU twice
 
 
+def work_list(images: int, sampling: Sequence[int]) -> tuple[Segments, Segments]:
+    """Rows and columns as segments: up to 8 outputs of up to 4 rows to a thread, fewer rows where threads are few."""
+    columns = segments(sampling[5:10], 8)
+    rows_at_most = 4
+    while rows_at_most > 1 and images * columns.count * segments(sampling[:5], rows_at_most).count < UNITS:
+        rows_at_most //= 2
+    return segments(sampling[:5], rows_at_most), columns
+
+
 def logsumexp(
     x: Tensor, shift: Tensor, spread: Tensor, sampling: Sequence[int], peaks: bool = False
 ) -> tuple[Tensor, Tensor | None]:
@@ -250,11 +259,7 @@ def logsumexp(
     _, H, num_h, off_h, den_h, _, W, num_w, off_w, den_w, clamp = sampling
     result = torch.empty((n, H, W), dtype=shift.dtype, device=x.device)
     peak = torch.empty_like(result) if peaks else None
-    columns = segments(sampling[5:10], 8)
-    rows_at_most = 4
-    while rows_at_most > 1 and n * columns.count * segments(sampling[:5], rows_at_most).count < UNITS:
-        rows_at_most //= 2
-    rows = segments(sampling[:5], rows_at_most)
+    rows, columns = work_list(n, sampling)
     total = n * rows.count * columns.count
     block_c, block_s = chain_blocks(x)
     with device_of(x):
