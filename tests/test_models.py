@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import fcn_kernels as fk
 from fcn_kernels import models
+from fcn_kernels.benchmarking import eager_fcn8s
 from fcn_kernels.nn import bilinear_weight
 
 TINY = {"channels": (6, 8, 8, 10, 12), "hidden": 16}
@@ -126,6 +127,13 @@ def test_equal_to_dense_transposed_convolutions(cls: type, size: tuple[int, int]
     target[0, 0, 0] = 255
     options = {"ignore_index": 255, "reduction": "sum"}
     torch.testing.assert_close(model.loss(image, target, **options), F.cross_entropy(expected, target, **options))
+
+
+def test_the_benchmarks_eager_network_is_the_tests_one() -> None:
+    model, image = filled(models.FCN8s(5, **TINY)), torch.randn(2, 3, 45, 60)
+    expected = eager(model, image)
+    torch.testing.assert_close(eager_fcn8s.logits(model, image), expected)
+    assert torch.equal(eager_fcn8s.predict(model, image), expected.argmax(1))
 
 
 def cls_double(model: nn.Module) -> nn.Module:
@@ -338,6 +346,32 @@ def test_batch_normalisation_is_folded() -> None:
             x = F.relu(getattr(model, f"conv{block}_{i}")(x))
         x = F.max_pool2d(x, 2)
     torch.testing.assert_close(x, classifier.features(image), atol=1e-5, rtol=1e-4)
+
+
+def test_an_upsampling_becomes_as_general_as_its_weight() -> None:
+    bilinear = bilinear_weight(5, 4)
+    diagonal, mixed = bilinear * 1.5, bilinear + 0.01
+    for start, weight, kind in [
+        ("fixed", bilinear, "fixed"),
+        ("fixed", diagonal, "depthwise"),
+        ("fixed", mixed, "dense"),
+        ("depthwise", bilinear, "depthwise"),
+        ("depthwise", mixed, "dense"),
+        ("dense", diagonal, "dense"),
+    ]:
+        layer = models.Upscore(5, 4, 2, start)
+        before = layer.weight
+        assert layer.use(weight) == kind
+        assert (layer.weight is before) == (kind == start)  # an optimizer still has it
+        x = torch.randn(1, 5, 6, 7)
+        torch.testing.assert_close(layer(x), F.conv_transpose2d(x, weight, stride=2), atol=1e-5, rtol=1e-5)
+
+    learning = models.FCN8s(5, upsampling="depthwise", **TINY)
+    names = models.copy_from_coarser(learning, models.FCN16s(5, **TINY))
+    assert "upscore2.weight" in names
+    assert learning.upscore2.upsampling == "depthwise"
+    with pytest.raises(ValueError, match=r"upscore2.weight has 6 classes, the model 5"):
+        models.copy_from_coarser(learning, {"upscore2.weight": torch.zeros(6, 6, 4, 4)})
 
 
 def test_googlenet_by_name() -> None:

@@ -1,4 +1,4 @@
-"""The examples of README.md run, in their order and in one namespace, as the text says."""
+"""The examples of README.md and docs/fcn.md run, in their order and in one namespace each, as the text says."""
 
 from __future__ import annotations
 
@@ -11,18 +11,25 @@ README = Path(__file__).resolve().parent.parent / "README.md"
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
-def test_examples() -> None:
-    text = README.read_text(encoding="utf-8")
+FCN = README.parent / "docs" / "fcn.md"
+
+
+@pytest.mark.parametrize(("page", "least"), [(README, 10), (FCN, 7)], ids=lambda v: getattr(v, "name", ""))
+def test_examples(page: Path, least: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # for the files that examples write
+    text = page.read_text(encoding="utf-8")
     blocks = list(BLOCK.finditer(text))
-    assert len(blocks) > 10
+    assert len(blocks) >= least
     namespace: dict[str, object] = {}
     for block in blocks:
         line = text.count("\n", 0, block.start(1))
-        code = compile("\n" * line + block.group(1), str(README), "exec")  # so that a traceback shows the README's line
+        code = compile("\n" * line + block.group(1), str(page), "exec")  # so that a traceback shows the page's line
         exec(code, namespace)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/design.md", "docs/geometric-softmax.md", "docs/drop-in.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/design.md", "docs/geometric-softmax.md", "docs/drop-in.md", "docs/fcn.md"]
+)
 def test_links_lead_somewhere(page: str) -> None:
     path = README.parent / page
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8")):

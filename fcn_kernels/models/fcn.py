@@ -83,30 +83,36 @@ class Upscore(nn.Module):
         """(H, W) of the output before any crop."""
         return tuple((n - 1) * self.stride + self.kernel_size for n in x.shape[2:])
 
+    @torch.no_grad()
     def use(self, weight: Tensor) -> str:
         """Takes over a foreign weight [C, C, k, k] or [C, 1, k, k]; returns what `upsampling` then is.
 
-        A fixed layer stays fixed only if the weight is diagonal and bilinear, or becomes a learned one."""
+        A layer becomes a more general one where it must: a fixed one stays fixed only if the weight is diagonal and
+        bilinear, a depthwise one stays depthwise only if it is diagonal. Otherwise the parameter stays the same object.
+        """
         depthwise, dense = ((self.channels, c, self.kernel_size, self.kernel_size) for c in (1, self.channels))
         if weight.shape not in (depthwise, dense):
             raise ValueError(f"Upscore: weight must be {list(dense)} or {list(depthwise)}, got {list(weight.shape)}")
-        full = weight.detach()
+        full = weight.detach().to(self.weight.device)
         if full.shape != dense:
             full = torch.diag_embed(full[:, 0].permute(1, 2, 0)).permute(2, 3, 0, 1)
+        diagonal = full.diagonal(dim1=0, dim2=1).permute(2, 0, 1)[:, None]
+        is_diagonal = full.count_nonzero() == diagonal.count_nonzero()
         expected = bilinear_weight(self.channels, self.kernel_size, dtype=torch.float64).to(full.device)
         bilinear = (full.double() - expected).abs().max() <= 2 * torch.finfo(full.dtype).eps
-        diagonal = full.diagonal(dim1=0, dim2=1).permute(2, 0, 1)[:, None]
-        if self.fixed and not bilinear:
-            off = full.abs().sum() - diagonal.abs().sum()
-            self.upsampling = "depthwise" if off == 0 else "dense"
-            del self.weight
-            self.weight = nn.Parameter(torch.empty(0))
-        own = (diagonal if self.upsampling == "depthwise" else full).to(self.weight.device).clone()
-        if self.fixed:
-            self.weight = own
+        kind = self.upsampling
+        if kind != "dense" and not is_diagonal:
+            kind = "dense"
+        elif kind == "fixed" and not bilinear:
+            kind = "depthwise"
+        own = (diagonal if kind == "depthwise" else full).to(self.weight.dtype)
+        if kind == self.upsampling:
+            self.weight.copy_(own)
         else:
-            self.weight = nn.Parameter(own)
-        return self.upsampling
+            self.upsampling = kind
+            del self.weight
+            self.weight = nn.Parameter(own.clone(memory_format=torch.contiguous_format))
+        return kind
 
     def extra_repr(self) -> str:
         return f"{self.channels}, kernel_size={self.kernel_size}, stride={self.stride}, {self.upsampling}"

@@ -112,6 +112,8 @@ def _without_batch_norm(source: dict[str, Tensor], eps: float = 1e-5) -> dict[st
 def copy_from_coarser(model: FCN, coarser: FCN | Mapping[str, Tensor]) -> list[str]:
     """Start a network from a coarser one: 16s from 32s, 8s from 16s. Layers of one name; the others keep their start.
 
+    An upsampling becomes a learned one where the coarser network's was learned (see `Upscore.use`).
+
     Returns:
         The names of the parameters that were set.
 
@@ -120,14 +122,21 @@ def copy_from_coarser(model: FCN, coarser: FCN | Mapping[str, Tensor]) -> list[s
     """
     source = coarser.state_dict() if isinstance(coarser, nn.Module) else coarser
     own = model.state_dict()
-    common = [k for k in own if k in source]
+    upscores = {f"{n}.weight": m for n, m in model.named_modules() if isinstance(m, Upscore)}
+    for key, layer in upscores.items():
+        if key in source and source[key].shape[0] != layer.channels:
+            raise ValueError(f"copy_from_coarser: {key} has {source[key].shape[0]} classes, the model {layer.channels}")
+    upsamplings = [k for k in upscores if k in source]
+    common = [k for k in own if k in source and k not in upscores]
     wrong = [f"{k}: {list(own[k].shape)} here, {list(source[k].shape)} there" for k in common]
     wrong = [text for k, text in zip(common, wrong, strict=True) if own[k].shape != source[k].shape]
     if wrong or not common:
         raise ValueError(f"copy_from_coarser: {'; '.join(wrong[:4]) or 'no layer has a common name'}")
     for key in common:
         own[key].copy_(source[key])
-    return common
+    for key in upsamplings:
+        upscores[key].use(source[key])
+    return [*common, *upsamplings]
 
 
 def load_checkpoint(model: nn.Module, file: str | os.PathLike | Mapping) -> dict[str, str]:
