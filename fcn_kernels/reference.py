@@ -469,6 +469,33 @@ def score_softmax(x: Tensor, weight: Tensor, bias: Tensor | None, log: bool) -> 
     return _like(z.log_softmax(1) if log else z.softmax(1), x)
 
 
+def score_softmax_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, output: Tensor, log: bool, need_x: bool, need_weight: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients in x, weight and bias, from the output p: those of a matrix product with ``p (g - sum p g)``.
+
+    For the logarithm with ``g - exp(p) sum g``. What is not needed is empty.
+    """
+    g, p = grad.to(arithmetic_dtype(x.dtype)), output.to(arithmetic_dtype(x.dtype))
+    if log:
+        g = g - p.exp() * g.sum(1, keepdim=True)
+    else:
+        g = p * (g - (p * g).sum(1, keepdim=True))
+    return _score_gradients(g, x, weight, need_x, need_weight)
+
+
+def _score_gradients(
+    g: Tensor, x: Tensor, weight: Tensor, need_x: bool, need_weight: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of a 1x1 convolution, in x, weight and bias, from that in its result."""
+    grad_x, grad_weight = x.new_empty(0), weight.new_empty(0)
+    if need_x:
+        grad_x = _like(F.conv2d(g, weight.to(g.dtype).t()[:, :, None, None]), x)
+    if need_weight:
+        grad_weight = torch.einsum("nchw,nkhw->ck", g, x.to(g.dtype)).to(weight.dtype)
+    return grad_x, grad_weight, g.sum((0, 2, 3)).to(weight.dtype)
+
+
 def score_argmax(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``F.conv2d(x, weight[:, :, None, None], bias).argmax(1)``."""
     return _scores(x, weight, bias).argmax(1)
@@ -512,9 +539,4 @@ def score_cross_entropy_backward(
     g = _cross_entropy_gradient(
         "score_cross_entropy", z, lse, target, class_weight, ignore_index, label_smoothing, grad
     )
-    grad_x, grad_weight = x.new_empty(0), weight.new_empty(0)
-    if need_x:
-        grad_x = _like(F.conv2d(g, weight.to(g.dtype).t()[:, :, None, None]), x)
-    if need_weight:
-        grad_weight = torch.einsum("nchw,nkhw->ck", g, x.to(g.dtype)).to(weight.dtype)
-    return grad_x, grad_weight, g.sum((0, 2, 3)).to(weight.dtype)
+    return _score_gradients(g, x, weight, need_x, need_weight)

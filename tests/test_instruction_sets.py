@@ -177,3 +177,66 @@ def test_conv_transpose(instruction_set: str, dtype: torch.dtype, case: str) -> 
             results.append((y, *gradients))
         for ours, plain, oracle in zip(*results, strict=True):
             check_budget(ours, plain, oracle, x, gain=float(oracle.abs().max()))
+
+
+def evaluate_scores(
+    x: Tensor, weight: Tensor, bias: Tensor, grad: Tensor, outputs: list[Tensor], target: Tensor, ops: object
+) -> dict[str, Tensor]:
+    """Value and gradients of every operator on scores; the softmax's from given outputs, whose rounding is theirs."""
+    half = x.dtype in (torch.float16, torch.bfloat16)
+    arithmetic = torch.float32 if half else x.dtype
+    class_weight = torch.linspace(0.5, 2, weight.shape[0], dtype=arithmetic)
+    results = {}
+    for log in (False, True):
+        results[f"softmax {log}"] = ops.score_softmax(x, weight, bias, log)
+        gradients = ops.score_softmax_backward(grad, x, weight, outputs[log], log, True, True)
+        results |= {f"softmax {log} {name}": g for name, g in zip("xwb", gradients, strict=True)}
+    for reduction in (reference.NONE, reference.MEAN):
+        loss, total, lse = ops.score_cross_entropy(x, weight, bias, target, class_weight, 255, reduction, 0.1)
+        results |= {f"loss {reduction}": loss, f"total {reduction}": total, f"lse {reduction}": lse}
+    pixel_grad = torch.linspace(-1, 1, target.numel(), dtype=arithmetic).reshape(target.shape)
+    gradients = ops.score_cross_entropy_backward(
+        pixel_grad, x, weight, bias, target, class_weight, lse, 255, 0.1, True, True
+    )
+    return results | {f"cross-entropy {name}": g for name, g in zip("xwb", gradients, strict=True)}
+
+
+# One channel and class, odd ones, more than one chunk of channels, tiles of all sizes, chunks and groups of classes.
+@pytest.mark.parametrize(("channels", "classes"), [(1, 1), (5, 2), (300, 19), (270, 41), (33, 600)])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_scores(instruction_set: str, dtype: torch.dtype, channels: int, classes: int) -> None:
+    weight = (torch.randn(classes, channels) * channels**-0.5).to(dtype)
+    bias = torch.randn(classes).to(dtype)
+    target = torch.randint(0, classes, (2, 9, 21))
+    target[torch.rand(target.shape) < 0.2] = 255 if classes <= 255 else 0
+    for layout in ("contiguous", "channels_last", "sliced", "every-other-pixel"):
+        x = LAYOUTS[layout](torch.randn(2, channels, 9, 21).to(dtype))
+        grad = torch.randn(2, classes, 9, 21).to(dtype)
+        outputs = [reference.score_softmax(x, weight, bias, log) for log in (False, True)]
+        ours = evaluate_scores(x, weight, bias, grad, outputs, target, torch.ops.fcn_kernels)
+        plain = evaluate_scores(x, weight, bias, grad, outputs, target, reference)
+        doubles = [t.double() for t in (x, weight, bias, grad, *outputs)]
+        oracle = evaluate_scores(*doubles[:4], doubles[4:], target, reference)
+        for name, value in ours.items():
+            check_budget(value, plain[name], oracle[name], x, gain=target.numel() if name[-2] == " " else 3.0)
+        labels = torch.ops.fcn_kernels.score_argmax(x, weight, bias)
+        scores = oracle["softmax True"]
+        clear = scores.amax(1) - scores.gather(1, labels[:, None])[:, 0]
+        assert clear.max() <= 1e-5 * (1 if dtype == torch.float64 else 10)
+
+
+@pytest.mark.parametrize("values", ["nan", "inf", "minus-inf", "jumps", "very-hot"])
+def test_score_values(instruction_set: str, values: str) -> None:
+    x = ADVERSARIAL[values](torch.randn(1, 6, 5, 9))
+    weight, target = torch.eye(7, 6), torch.randint(0, 7, (1, 5, 9))
+    weight[6] = 0.5
+    for log in (False, True):
+        ours = torch.ops.fcn_kernels.score_softmax(x, weight, None, log)
+        check_budget(ours, *(reference.score_softmax(y, weight.to(y), None, log) for y in (x, x.double())), x)
+    ours = torch.ops.fcn_kernels.score_cross_entropy(x, weight, None, target, None, 255, 0, 0.0)
+    plain, oracle = (
+        reference.score_cross_entropy(y, weight.to(y), None, target, None, 255, 0, 0.0) for y in (x, x.double())
+    )
+    for i in (0, 2):
+        check_budget(ours[i], plain[i], oracle[i], x)
+    assert torch.ops.fcn_kernels.score_argmax(x, weight, None).equal(reference.score_argmax(x, weight, None))

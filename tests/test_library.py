@@ -67,6 +67,10 @@ def arguments(x: Tensor) -> dict[str, list[tuple]]:
             (image(2, 5, 7, 9), x, image(5, 1, 3, 3), [2, 2], 5, [0, 0], False, True),
         ],
         "score_softmax": [(x, image(3, 5), image(3), False), (x, image(3, 5), None, True)],
+        "score_softmax_backward": [
+            (torch.randn(2, 3, 3, 4), x.detach(), torch.randn(3, 5), torch.randn(2, 3, 3, 4).softmax(1), log, a, b)
+            for log, a, b in ((False, True, True), (True, False, True), (True, True, False))
+        ],
         "score_argmax": [(x, image(3, 5), image(3))],
         "score_cross_entropy": [
             (x, image(3, 5), image(3), labels(3, 2, 3, 4), torch.rand(3), -100, r, 0.1) for r in codes
@@ -219,14 +223,15 @@ def test_kernels_may_register_before_the_schemas() -> None:
         else:  # the compiled module alone: its kernels wait for the schemas
             sys.modules["fcn_kernels"] = importlib.util.module_from_spec(importlib.util.find_spec("fcn_kernels"))
             library = torch.library.Library("fcn_kernels", "IMPL")
-            library.impl("score_argmax", lambda x, weight, bias: torch.full((1, 1, 1), 7), "CPU")
+            library.impl("score_argmax", lambda x, weight, bias: torch.full((1, 1, 1), 7), "SparseCPU")
             try:
                 importlib.import_module("fcn_kernels._C")
             except ModuleNotFoundError:
                 pass
             del sys.modules["fcn_kernels"]
             import fcn_kernels
-            assert fcn_kernels.score_argmax(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1)).item() == 7
+            x = torch.zeros(1, 1, 1, 1).to_sparse()
+            assert torch.ops.fcn_kernels.score_argmax(x, torch.zeros(1, 1), None).item() == 7
         x = torch.zeros(1, 3, 2, 2, requires_grad=True)
         target = torch.zeros(1, 4, 4, dtype=torch.long)
         fcn_kernels.upsample_cross_entropy(x, target).backward()

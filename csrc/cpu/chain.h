@@ -220,11 +220,5 @@ FCN_INLINE Vec<T> direct_logit(const InputRows<T>& rows, const Block<T>& block, 
   return weigh<T>(left, right, fx);
 }
 
-// log of a sum of exponentials below 1, which may be NaN.
-template <typename T>
-FCN_INLINE Vec<T> log_of_sum(Vec<T> s) {
-  return s == s ? vlog(s) : s;
-}
-
 }  // namespace FCN_ISA
 }  // namespace fcn

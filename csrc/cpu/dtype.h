@@ -45,9 +45,11 @@ FCN_INLINE float to_arithmetic(Half v) {
   memcpy(&half, &v.bits, 2);
   return half;
 #else
-  // Shift the 10-bit mantissa into place and rescale by 2^112, which also normalises subnormals.
+  // Shift the 10-bit mantissa into place and rescale by 2^112. A subnormal would be one in single precision too, which
+  // FlushDenormals reads as zero: it is its mantissa times 2^-24.
   const uint32_t sign = (uint32_t)(v.bits & 0x8000) << 16, rest = (uint32_t)(v.bits & 0x7fff) << 13;
   if (rest >= 0x0f800000) return bits_to_float(sign | rest | 0x7f800000);  // infinity and NaN
+  if (rest < 0x00800000) return bits_to_float(sign | float_to_bits((float)(v.bits & 0x7fff) * 5.9604645e-8f));
   return bits_to_float(sign | float_to_bits(bits_to_float(rest) * 5.192296858534828e33f));
 #endif
 }

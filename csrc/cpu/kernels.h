@@ -166,6 +166,72 @@ struct ConvTransposePlan {
   int64_t parts_bytes, sum_units;
 };
 
+// A 1x1 convolution, z[c] = bias[c] + sum_k weight[c][k] x[k] per pixel, and what its operators make of the scores z.
+// Units are blocks of pixels of one image, score_units of them.
+struct ScoreArgs {
+  Image x;  // channels: K
+  int64_t classes;
+  const void* weight;  // [C, K] contiguous, in the dtype of x
+  const void* bias;    // [C] in the dtype of x, or null
+  // weight in the order of the products, of the arithmetic type, written by pack_scores: of the scores and of the
+  // gradient in x (each null: not wanted).
+  void* packed;             // [packed_scores_size]
+  void* packed_transposed;  // [C * K]
+};
+
+struct ScoreSoftmaxArgs {
+  ScoreArgs score;
+  Image output;  // [N, C, H, W] with equally spaced pixels
+  bool log;
+};
+
+struct ScoreArgmaxArgs {
+  ScoreArgs score;
+  int64_t* labels;  // [N, H, W] contiguous
+};
+
+// How a loss reads its labels.
+struct LabelArgs {
+  const void* target;  // [N, H, W] contiguous
+  LabelType type;
+  int64_t ignore_index;
+  const void* class_weight;  // [C] of the arithmetic type, or null
+  double weight_sum;         // sum of class_weight, or C
+  double label_smoothing;
+};
+
+struct ScoreCrossEntropyArgs {
+  ScoreArgs score;
+  LabelArgs labels;
+  void* pixel_loss;  // [N, H, W] of the arithmetic type, or null
+  void* pixel_lse;   // [N, H, W]
+  // Per unit: sums of the pixels' losses and weights; the first bad label (-1: none).
+  double* unit_loss;
+  double* unit_weight;
+  int64_t* unit_bad_label;
+};
+
+// Gradients of a loss, or of a softmax, in x, weight and bias. Units are taken in `slots` runs, each of which sums its
+// part of the gradients of weight and bias.
+struct ScoreGradientArgs {
+  ScoreArgs score;
+  // Of the cross-entropy: the incoming gradient [N, H, W] with its strides, of the arithmetic type, and the saved lse.
+  LabelArgs labels;
+  const void* pixel_grad;  // null: of the softmax
+  int64_t grad_width, grad_stride_n, grad_stride_h, grad_stride_w;
+  const void* lse;
+  // Of the softmax: its output and the incoming gradient [N, C, H, W].
+  Image output, grad;
+  bool log;
+  // Results.
+  Image grad_x;  // in the dtype of x, one pixel stride; data null: not wanted
+  int64_t slots;
+  void* slot_weight;  // [slots, score_slot_size] of the arithmetic type, or null
+  void* slot_bias;    // [slots, C] of the arithmetic type
+  void* grad_weight;  // [C, K] and [C] in the dtype of x, written by sum_slots
+  void* grad_bias;
+};
+
 // Each kernel: bytes of scratch that one worker needs, and unit of work `unit`. The units of the tiled kernels are
 // [0, N * Geometry::unit_count); the streaming ones count their own.
 struct Kernels {
@@ -193,6 +259,23 @@ struct Kernels {
   void (*conv_transpose_backward_pack)(const ConvTransposeArgs&, int64_t unit);
   void (*conv_transpose_backward)(const ConvTransposeArgs&, int64_t unit, void* scratch);
   void (*conv_transpose_sum_parts)(const ConvTransposeArgs&, int64_t unit);
+  // Scores: pack_scores first, all of its units.
+  int64_t (*score_units)(const ScoreArgs&);
+  int64_t (*packed_scores_size)(const ScoreArgs&);  // in elements
+  int64_t (*pack_scores_units)(const ScoreArgs&);
+  void (*pack_scores)(const ScoreArgs&, int64_t unit);
+  int64_t (*score_softmax_scratch)(const ScoreSoftmaxArgs&);
+  void (*score_softmax)(const ScoreSoftmaxArgs&, int64_t unit, void* scratch);
+  int64_t (*score_argmax_scratch)(const ScoreArgmaxArgs&);
+  void (*score_argmax)(const ScoreArgmaxArgs&, int64_t unit, void* scratch);
+  int64_t (*score_cross_entropy_scratch)(const ScoreCrossEntropyArgs&);
+  void (*score_cross_entropy)(const ScoreCrossEntropyArgs&, int64_t unit, void* scratch);
+  int64_t (*score_slots)(const ScoreArgs&);
+  int64_t (*score_slot_size)(const ScoreArgs&);  // in elements
+  int64_t (*score_gradient_scratch)(const ScoreGradientArgs&);
+  void (*score_gradient)(const ScoreGradientArgs&, int64_t slot, void* scratch);
+  int64_t (*sum_slots_units)(const ScoreGradientArgs&);
+  void (*sum_slots)(const ScoreGradientArgs&, int64_t unit);
 };
 
 }  // namespace fcn

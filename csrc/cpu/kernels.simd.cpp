@@ -28,6 +28,22 @@ ConvTransposePlan conv_transpose_backward_plan(const ConvTransposeArgs&);
 void conv_transpose_backward_pack(const ConvTransposeArgs&, int64_t);
 void conv_transpose_backward(const ConvTransposeArgs&, int64_t, void*);
 void conv_transpose_sum_parts(const ConvTransposeArgs&, int64_t);
+int64_t score_units(const ScoreArgs&);
+int64_t packed_scores_size(const ScoreArgs&);
+int64_t pack_scores_units(const ScoreArgs&);
+void pack_scores(const ScoreArgs&, int64_t);
+int64_t score_softmax_scratch(const ScoreSoftmaxArgs&);
+void score_softmax(const ScoreSoftmaxArgs&, int64_t, void*);
+int64_t score_argmax_scratch(const ScoreArgmaxArgs&);
+void score_argmax(const ScoreArgmaxArgs&, int64_t, void*);
+int64_t score_cross_entropy_scratch(const ScoreCrossEntropyArgs&);
+void score_cross_entropy(const ScoreCrossEntropyArgs&, int64_t, void*);
+int64_t score_slots(const ScoreArgs&);
+int64_t score_slot_size(const ScoreArgs&);
+int64_t score_gradient_scratch(const ScoreGradientArgs&);
+void score_gradient(const ScoreGradientArgs&, int64_t, void*);
+int64_t sum_slots_units(const ScoreGradientArgs&);
+void sum_slots(const ScoreGradientArgs&, int64_t);
 
 #define FCN_STRING(x) #x
 #define FCN_NAME(x) FCN_STRING(x)
@@ -57,6 +73,22 @@ const Kernels kKernels = {
     conv_transpose_backward_pack,
     conv_transpose_backward,
     conv_transpose_sum_parts,
+    score_units,
+    packed_scores_size,
+    pack_scores_units,
+    pack_scores,
+    score_softmax_scratch,
+    score_softmax,
+    score_argmax_scratch,
+    score_argmax,
+    score_cross_entropy_scratch,
+    score_cross_entropy,
+    score_slots,
+    score_slot_size,
+    score_gradient_scratch,
+    score_gradient,
+    sum_slots_units,
+    sum_slots,
 };
 
 }  // namespace FCN_ISA

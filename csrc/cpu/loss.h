@@ -47,6 +47,18 @@ inline void check_label_image(const char* op, const Tensor& target, const Tensor
        *ignore_index, ")");
 }
 
+// The sum of one weight per class, in double precision; `weight` is contiguous.
+inline double sum_of_weights(const char* op, const Tensor& weight, int64_t classes, ScalarType dtype) {
+  check(weight.dim() == 1 && weight.size(0) == classes && weight.scalar_type() == dtype, op, "weight must hold one ",
+        dtype == ScalarType::Double ? "float64" : "float32", " for each of the ", classes, " classes");
+  double sum = 0;
+  for (int64_t c = 0; c < classes; ++c) {
+    sum += dtype == ScalarType::Double ? static_cast<const double*>(weight.const_data_ptr())[c]
+                                       : static_cast<const float*>(weight.const_data_ptr())[c];
+  }
+  return sum;
+}
+
 inline Tensor scalar(const Tensor& like, ScalarType dtype, double value) {
   Tensor t = empty_vector(like, {}, dtype);
   if (dtype == ScalarType::Double) {

@@ -120,5 +120,11 @@ FCN_INLINE Vec<T> vlog1p(Vec<T> x) {
   return vlog(y) + (x - (y - T(1))) / y;
 }
 
+// log of a sum of exponentials below 1, which may be NaN.
+template <typename T>
+FCN_INLINE Vec<T> log_of_sum(Vec<T> s) {
+  return s == s ? vlog(s) : s;
+}
+
 }  // namespace FCN_ISA
 }  // namespace fcn

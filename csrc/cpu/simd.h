@@ -174,6 +174,17 @@ constexpr int four_position(int l) {
   return L < 4 ? l : l % 4 * (L / 4) + l / 4;
 }
 
+// Every block of four lanes of a, b, c, d is transposed.
+template <typename T>
+FCN_INLINE void transpose_fours(Vec<T> a, Vec<T> b, Vec<T> c, Vec<T> d, Vec<T>* v) {
+  const Vec<T> ab0 = shuffle<T>(a, b, UnpackPattern<false>()), ab1 = shuffle<T>(a, b, UnpackPattern<true>());
+  const Vec<T> cd0 = shuffle<T>(c, d, UnpackPattern<false>()), cd1 = shuffle<T>(c, d, UnpackPattern<true>());
+  v[0] = shuffle<T>(ab0, cd0, PairPattern<false>());
+  v[1] = shuffle<T>(ab0, cd0, PairPattern<true>());
+  v[2] = shuffle<T>(ab1, cd1, PairPattern<false>());
+  v[3] = shuffle<T>(ab1, cd1, PairPattern<true>());
+}
+
 // Four values of every lane, at four_position(lane), to four vectors of one value each.
 template <typename T>
 FCN_INLINE void transpose_fours(const T* p, Vec<T>* v) {
@@ -183,13 +194,7 @@ FCN_INLINE void transpose_fours(const T* p, Vec<T>* v) {
       for (int l = 0; l < L; ++l) v[i][l] = p[l * 4 + i];
     }
   } else {
-    const Vec<T> a = load(p), b = load(p + L), c = load(p + 2 * L), d = load(p + 3 * L);
-    const Vec<T> ab0 = shuffle<T>(a, b, UnpackPattern<false>()), ab1 = shuffle<T>(a, b, UnpackPattern<true>());
-    const Vec<T> cd0 = shuffle<T>(c, d, UnpackPattern<false>()), cd1 = shuffle<T>(c, d, UnpackPattern<true>());
-    v[0] = shuffle<T>(ab0, cd0, PairPattern<false>());
-    v[1] = shuffle<T>(ab0, cd0, PairPattern<true>());
-    v[2] = shuffle<T>(ab1, cd1, PairPattern<false>());
-    v[3] = shuffle<T>(ab1, cd1, PairPattern<true>());
+    transpose_fours<T>(load(p), load(p + L), load(p + 2 * L), load(p + 3 * L), v);
   }
 }
 

@@ -28,15 +28,8 @@ struct Call {
     args.weight_sum = static_cast<double>(x.size(1));
     if (weight_any.has_value()) {
       weight = torch::stable::contiguous(*weight_any);
-      check(weight.dim() == 1 && weight.size(0) == x.size(1) && weight.scalar_type() == dtype, kName,
-            "weight must hold one ", dtype == ScalarType::Double ? "float64" : "float32", " for each of the ",
-            x.size(1), " classes");
       args.weight = weight.const_data_ptr();
-      args.weight_sum = 0;
-      for (int64_t c = 0; c < x.size(1); ++c) {
-        args.weight_sum += dtype == ScalarType::Double ? static_cast<const double*>(args.weight)[c]
-                                                       : static_cast<const float*>(args.weight)[c];
-      }
+      args.weight_sum = sum_of_weights(kName, weight, x.size(1), dtype);
     }
     units = x.size(0) * plan.geometry().unit_count;
     unit_loss.resize(units);

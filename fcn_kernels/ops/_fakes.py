@@ -29,3 +29,12 @@ def input_size(sampling: Sequence[int]) -> tuple[int, int]:
 def output_size(sampling: Sequence[int]) -> tuple[int, int]:
     """(H, W) of an encoded sampling."""
     return sampling[1], sampling[6]
+
+
+def empty_score_gradients(x: Tensor, weight: Tensor, need_x: bool, need_weight: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of a 1x1 convolution in x, weight and bias; what is not needed is empty."""
+    return (
+        empty_image(x, x.shape[1], x.shape[2:]) if need_x else x.new_empty(0),
+        weight.new_empty(weight.shape if need_weight else 0),
+        weight.new_empty(weight.shape[0]),
+    )

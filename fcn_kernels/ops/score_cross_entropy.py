@@ -18,7 +18,7 @@ from .._checks import (
     reduction_code,
 )
 from .._library import batched_by_loop, batched_per_sample, define, differentiable, once_differentiable
-from ._fakes import empty_arithmetic, empty_image
+from ._fakes import empty_arithmetic, empty_score_gradients
 
 
 def _fake(x, weight, bias, target, class_weight, ignore_index, reduction, label_smoothing):
@@ -30,11 +30,7 @@ def _fake(x, weight, bias, target, class_weight, ignore_index, reduction, label_
 def _fake_backward(
     grad, x, weight, bias, target, class_weight, lse, ignore_index, label_smoothing, need_x, need_weight
 ):
-    return (
-        empty_image(x, x.shape[1], x.shape[2:]) if need_x else x.new_empty(0),
-        weight.new_empty(weight.shape if need_weight else 0),
-        weight.new_empty(weight.shape[0]),
-    )
+    return empty_score_gradients(x, weight, need_x, need_weight)
 
 
 define(

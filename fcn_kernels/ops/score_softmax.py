@@ -5,18 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .. import reference
 from .._checks import check_score
-from .._library import batched_per_sample, define, differentiable
-from ._fakes import empty_image
+from .._library import batched_by_loop, batched_per_sample, define, differentiable, once_differentiable
+from ._fakes import empty_image, empty_score_gradients
 
 define(
     "score_softmax(Tensor x, Tensor weight, Tensor? bias, bool log) -> Tensor",
     reference.score_softmax,
     lambda x, weight, bias, log: empty_image(x, weight.shape[0], x.shape[2:]),
+)
+define(
+    "score_softmax_backward(Tensor grad, Tensor x, Tensor weight, Tensor output, bool log, bool need_x,"
+    " bool need_weight) -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)",
+    reference.score_softmax_backward,
+    lambda grad, x, weight, output, log, need_x, need_weight: empty_score_gradients(x, weight, need_x, need_weight),
 )
 
 
@@ -26,28 +31,27 @@ def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple:
-    """``g = p (grad - sum p grad)``, then the gradients of a matrix product. Plain PyTorch, to any order."""
     x, weight, output = ctx.saved_tensors
-    dtype = reference.arithmetic_dtype(x.dtype)
-    g, p = grad.to(dtype), output.to(dtype)
-    if ctx.log:
-        g = g - p.exp() * g.sum(1, keepdim=True)
-    else:
-        g = p * (g - (p * g).sum(1, keepdim=True))
-    grad_x = grad_weight = grad_bias = None
-    if ctx.needs_input_grad[0]:
-        grad_x = F.conv2d(g, weight.to(dtype).t()[:, :, None, None]).to(x.dtype)
-    if ctx.needs_input_grad[1]:
-        grad_weight = torch.einsum("nchw,nkhw->ck", g, x.to(dtype)).to(weight.dtype)
-    if ctx.needs_input_grad[2]:
-        grad_bias = g.sum((0, 2, 3)).to(weight.dtype)
-    return grad_x, grad_weight, grad_bias, None
+    need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
+    # What will be differentiated again is composed of PyTorch's operators, to any order.
+    recorded = torch.is_grad_enabled() and any(t.requires_grad for t in (grad, x, weight, output))
+    f = reference.score_softmax_backward if recorded else _score_softmax_backward
+    grad_x, grad_weight, grad_bias = f(grad, x, weight, output, ctx.log, need_x, need_weight)
+    return (
+        grad_x if need_x else None,
+        grad_weight if need_weight else None,
+        grad_bias if need_bias else None,
+        None,
+    )
 
 
 differentiable("score_softmax", _backward, _setup_context)
+once_differentiable("score_softmax_backward", "score_softmax_backward")
 batched_per_sample("score_softmax", [0])
+batched_by_loop("score_softmax_backward")
 
 _score_softmax = torch.ops.fcn_kernels.score_softmax.default
+_score_softmax_backward = torch.ops.fcn_kernels.score_softmax_backward.default
 
 
 def score_softmax(
