@@ -151,6 +151,57 @@ void run_case(const std::string& name, const Sampling& sampling, DType dtype, bo
   }
 }
 
+void run_scores(const std::string& name, DType dtype, bool channels_last) {
+  const int64_t n = 2, channels = 300, c = 19, h = 5, w = 9;
+  const DType arithmetic = dtype == DType::kDouble ? DType::kDouble : DType::kFloat;
+  const Tensor4 x(dtype, n, channels, h, w, channels_last, 1), y(dtype, n, c, h, w, channels_last, 0);
+  const Tensor4 weight(dtype, 1, c, 1, channels, false, 0.1), bias(dtype, 1, 1, 1, c, false, 1);
+  ScoreArgs score{x.image, c, weight.image.data, bias.image.data, nullptr, nullptr};
+  const Tensor4 packed(arithmetic, 1, 1, 1, k.packed_scores_size(score), false, 0);
+  const Tensor4 packed_transposed(arithmetic, 1, c, 1, channels, false, 0);
+  score.packed = packed.image.data, score.packed_transposed = packed_transposed.image.data;
+  for (int64_t unit = 0; unit < k.pack_scores_units(score); ++unit) k.pack_scores(score, unit);
+  const int64_t units = k.score_units(score);
+
+  for (bool log : {false, true}) {
+    const ScoreSoftmaxArgs a{score, y.image, log};
+    for_units(units, k.score_softmax_scratch(a), [&](int64_t u, void* s) { k.score_softmax(a, u, s); });
+    y.print(name + (log ? " log_softmax" : " softmax"));
+  }
+
+  std::vector<int64_t> labels(n * h * w), bad(units, -1);
+  const ScoreArgmaxArgs best{score, labels.data()};
+  for_units(units, k.score_argmax_scratch(best), [&](int64_t u, void* s) { k.score_argmax(best, u, s); });
+  std::printf("%s argmax %d", name.c_str(), static_cast<int>(dtype));
+  for (int64_t label : labels) std::printf(" %d", static_cast<int>(label));
+  std::printf("\n");
+
+  for (int64_t i = 0; i < n * h * w; ++i) labels[i] = i % 7 == 0 ? -100 : i * 5 % c;
+  const LabelArgs args{labels.data(), LabelType::kInt64, -100, nullptr, static_cast<double>(c), 0.1};
+  std::vector<double> loss(units), total(units);
+  const Tensor4 pixel_loss(arithmetic, n, 1, h, w, false, 0), lse(arithmetic, n, 1, h, w, false, 0);
+  const ScoreCrossEntropyArgs a{score,        args,      pixel_loss.image.data, lse.image.data, loss.data(),
+                                total.data(), bad.data()};
+  for_units(units, k.score_cross_entropy_scratch(a), [&](int64_t u, void* s) { k.score_cross_entropy(a, u, s); });
+  pixel_loss.print(name + " losses");
+
+  const Tensor4 grad(arithmetic, n, 1, h, w, false, 1), grad_x(dtype, n, channels, h, w, channels_last, 0);
+  const Tensor4 grad_weight(dtype, 1, c, 1, channels, false, 0), grad_bias(dtype, 1, 1, 1, c, false, 0);
+  ScoreGradientArgs g{};
+  g.score = score, g.labels = args, g.pixel_grad = grad.image.data, g.lse = lse.image.data;
+  g.grad_width = w, g.grad_stride_n = h * w, g.grad_stride_h = w, g.grad_stride_w = 1;
+  g.grad_x = grad_x.image, g.slots = k.score_slots(score);
+  const Tensor4 slots(arithmetic, 1, 1, g.slots, k.score_slot_size(score), false, 0);
+  const Tensor4 bias_slots(arithmetic, 1, 1, g.slots, c, false, 0);
+  g.slot_weight = slots.image.data, g.slot_bias = bias_slots.image.data;
+  g.grad_weight = grad_weight.image.data, g.grad_bias = grad_bias.image.data;
+  for_units(g.slots, k.score_gradient_scratch(g), [&](int64_t u, void* s) { k.score_gradient(g, u, s); });
+  for (int64_t unit = 0; unit < k.sum_slots_units(g); ++unit) k.sum_slots(g, unit);
+  grad_x.print(name + " grad_x");
+  grad_weight.print(name + " grad_weight");
+  grad_bias.print(name + " grad_bias");
+}
+
 }  // namespace
 
 int main() {
@@ -163,6 +214,12 @@ int main() {
   };
   const std::pair<const char*, DType> dtypes[] = {
       {"float", DType::kFloat}, {"double", DType::kDouble}, {"half", DType::kHalf}, {"bfloat16", DType::kBFloat16}};
+  for (const auto& d : dtypes) {
+    for (bool channels_last : {false, true}) {
+      run_scores(std::string("score ") + d.first + (channels_last ? " channels_last" : " contiguous"), d.second,
+                 channels_last);
+    }
+  }
   for (const auto& s : samplings) {
     for (const auto& d : dtypes) {
       for (bool channels_last : {false, true}) {
