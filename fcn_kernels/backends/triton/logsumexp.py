@@ -98,16 +98,17 @@ def logsumexp_kernel(
     x_n, x_c, x_h, x_w,
     PEAK: tl.constexpr, CLAMP: tl.constexpr,
     PIECES_H: tl.constexpr, ROWS: tl.constexpr, PIECES_W: tl.constexpr, STEPS: tl.constexpr,
-    ACC: tl.constexpr, INDEX: tl.constexpr, MASKED: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr,
+    ACC: tl.constexpr, INDEX: tl.constexpr, UNIT: tl.constexpr, MASKED: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     """One program: BLOCK_S units, numbered through all images: up to ROWS rows of a segment of up to STEPS outputs.
 
     A thread owns a unit and, where BLOCK_C > 1, some of the classes.
     """
-    unit = tl.program_id(0).to(tl.int64) * BLOCK_S + tl.arange(0, BLOCK_S)
+    unit = tl.program_id(0).to(UNIT) * BLOCK_S + tl.arange(0, BLOCK_S)
     wanted = unit < total
     unit = tl.where(wanted, unit, 0)
-    n = unit // count // chunks
+    n = (unit // count // chunks).to(tl.int64)
     oy, end_y, iy = segment((unit // count % chunks).to(INDEX), low_h, H, num_h, off_h, den_h, PIECES_H, ROWS, INDEX)
     ox, end_x, ix = segment((unit % count).to(INDEX), low_w, W, num_w, off_w, den_w, PIECES_W, STEPS, INDEX)
     end_y = tl.where(wanted, end_y, oy)
@@ -251,6 +252,11 @@ def work_list(images: int, sampling: Sequence[int]) -> tuple[Segments, Segments]
     return segments(sampling[:5], rows_at_most), columns
 
 
+def unit_type(total: int) -> tl.dtype:
+    """The type that numbers the units."""
+    return tl.int32 if total < 2**31 - 1024 else tl.int64
+
+
 def logsumexp(
     x: Tensor, shift: Tensor, spread: Tensor, sampling: Sequence[int], peaks: bool = False
 ) -> tuple[Tensor, Tensor | None]:
@@ -269,7 +275,7 @@ def logsumexp(
             rows.low, rows.count, columns.low, columns.count, total, *x.stride(),
             PEAK=peaks, CLAMP=bool(clamp), PIECES_H=rows.pieces, ROWS=rows.steps, PIECES_W=columns.pieces,
             STEPS=columns.steps,
-            ACC=accumulator(x), INDEX=index_type(sampling, x), MASKED=c % block_c != 0, BLOCK_C=block_c,
-            BLOCK_S=block_s, enable_fp_fusion=True,
+            ACC=accumulator(x), INDEX=index_type(sampling, x), UNIT=unit_type(total),
+            MASKED=c % block_c != 0, BLOCK_C=block_c, BLOCK_S=block_s, enable_fp_fusion=True,
         )  # fmt: skip
     return result, peak

@@ -22,7 +22,7 @@ from torch import Tensor
 from ...reference import arithmetic_dtype
 from .geometry import corners, segment, taps
 from .launch import accumulator, device_of, index_type
-from .logsumexp import chain_blocks, class_statistics, logsumexp, work_list
+from .logsumexp import chain_blocks, class_statistics, logsumexp, unit_type, work_list
 
 
 @triton.jit
@@ -32,13 +32,13 @@ def upsample_argmax_kernel(
     low_h, chunks, low_w, count, total,
     x_n, x_c, x_h, x_w,
     CLAMP: tl.constexpr, PIECES_H: tl.constexpr, ROWS: tl.constexpr, PIECES_W: tl.constexpr, STEPS: tl.constexpr,
-    ACC: tl.constexpr, INDEX: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr,
+    ACC: tl.constexpr, INDEX: tl.constexpr, UNIT: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     """One program: BLOCK_S units, numbered through all images: up to ROWS rows of a segment of up to STEPS outputs."""
-    unit = tl.program_id(0).to(tl.int64) * BLOCK_S + tl.arange(0, BLOCK_S)
+    unit = tl.program_id(0).to(UNIT) * BLOCK_S + tl.arange(0, BLOCK_S)
     wanted = unit < total
     unit = tl.where(wanted, unit, 0)
-    n = unit // count // chunks
+    n = (unit // count // chunks).to(tl.int64)
     oy, end_y, iy = segment((unit // count % chunks).to(INDEX), low_h, H, num_h, off_h, den_h, PIECES_H, ROWS, INDEX)
     ox, end_x, ix = segment((unit % count).to(INDEX), low_w, W, num_w, off_w, den_w, PIECES_W, STEPS, INDEX)
     end_y = tl.where(wanted, end_y, oy)
@@ -170,7 +170,7 @@ def upsample_argmax(x: Tensor, sampling: Sequence[int], dtype: torch.dtype, conf
             x, labels, c, h, H, num_h, off_h, den_h, w, W, num_w, off_w, den_w,
             rows.low, rows.count, columns.low, columns.count, total, *x.stride(),
             PIECES_H=rows.pieces, ROWS=rows.steps, PIECES_W=columns.pieces, STEPS=columns.steps,
-            BLOCK_C=block_c, BLOCK_S=block_s, **common,
+            UNIT=unit_type(total), BLOCK_C=block_c, BLOCK_S=block_s, **common,
         )  # fmt: skip
     if confidence:
         shift, spread, _ = class_statistics(x)

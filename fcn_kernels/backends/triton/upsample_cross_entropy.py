@@ -249,10 +249,10 @@ def gradient_kernel(
                     row_sum += p * e0
                     row_right += (f0 * p + step * (r * derivative)) * e0
                 else:
-                    for k in range(STEPS):
-                        ox = start + k
+                    for output in range(STEPS):
+                        ox = start + output
                         read = ox < end
-                        f = f0 + k * step
+                        f = f0 + output * step
                         f = tl.where(read[None, :], f, 0)
                         factor = tl.load(row_coefficient + ox, mask=read, other=0)[None, :]
                         level = tl.load(row_lse + ox, mask=read, other=0)[None, :]
