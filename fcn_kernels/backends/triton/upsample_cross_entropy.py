@@ -228,7 +228,7 @@ def gradient_kernel(
             row_right = tl.zeros([BLOCK_C, LANES], ACC)
             row_coefficient = coefficient + pixels + oy * W
             row_lse = lse + pixels + oy * W
-            for piece in tl.static_range(PIECES):
+            for piece in range(PIECES):
                 start = begin + piece * STEPS
                 f0 = tl.where(start < end, (rest_x + piece * STEPS * num_w).to(ACC) / den_w, 0)[None, :]
                 if bounded:
