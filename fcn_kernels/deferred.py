@@ -139,6 +139,30 @@ class _Scored:
         return f"{self.x.shape[1]} to {self.weight.shape[0]} channels, {self.x.shape[2]} x {self.x.shape[3]}"
 
 
+class _Maximum:
+    """The largest score of each pixel, which comes with its class in ``topk(1)`` and ``max`` and is seldom read."""
+
+    kind = "maximum"
+
+    def __init__(self, scores: _Upsampled | _Scored, keepdim: bool) -> None:
+        self.scores, self.keepdim = scores, keepdim
+        self.x, self.site = scores.x, scores.site
+        n, _, height, width = scores.size
+        self.size = (n, 1, height, width) if keepdim else (n, height, width)
+
+    def detach(self) -> _Maximum:
+        return _Maximum(self.scores.detach(), self.keepdim)
+
+    def needs_grad(self) -> bool:
+        return self.scores.needs_grad()
+
+    def sources(self) -> tuple[Tensor, ...]:
+        return self.scores.sources()
+
+    def value(self) -> Tensor:
+        return self.scores.value().max(1, self.keepdim).values
+
+
 def _version(t: Tensor) -> int:
     return -1 if t.is_inference() else t._version
 
@@ -147,7 +171,7 @@ class _Attach(torch.autograd.Function):
     """Gives a Deferred its place in the graph, for code below Python that would otherwise see a constant."""
 
     @staticmethod
-    def forward(ctx: Any, recipe: _Upsampled | _Scored, *sources: Tensor) -> Tensor:
+    def forward(ctx: Any, recipe: _Upsampled | _Scored | _Maximum, *sources: Tensor) -> Tensor:
         ctx.recipe = recipe
         return Deferred._make(recipe)
 
@@ -163,12 +187,12 @@ class _Attach(torch.autograd.Function):
 class Deferred(torch.Tensor):
     """The result of a computation that has not been done; behaves as that tensor in every respect."""
 
-    _recipe: _Upsampled | _Scored
+    _recipe: _Upsampled | _Scored | _Maximum
     _value: Tensor | None
     _class_dim: int
 
     @classmethod
-    def _make(cls, recipe: _Upsampled | _Scored, single: bool = False) -> Deferred:
+    def _make(cls, recipe: _Upsampled | _Scored | _Maximum, single: bool = False) -> Deferred:
         x = recipe.x
         size = recipe.size[1:] if single else recipe.size
         self = torch.Tensor._make_wrapper_subclass(cls, size, dtype=x.dtype, device=x.device, layout=x.layout)
@@ -179,7 +203,7 @@ class Deferred(torch.Tensor):
         return self
 
     @classmethod
-    def of(cls, recipe: _Upsampled | _Scored) -> Deferred:
+    def of(cls, recipe: _Upsampled | _Scored | _Maximum) -> Deferred:
         """A Deferred that gradients flow through; without gradients where they are off."""
         if not recipe.needs_grad():
             return cls._make(recipe)
@@ -189,7 +213,7 @@ class Deferred(torch.Tensor):
 
     def _pending(self) -> _Upsampled | _Scored | None:
         """The recipe, unless the value was made already: what changed it in place must be seen by all."""
-        if self._value is not None:
+        if self._value is not None or isinstance(self._recipe, _Maximum):
             return None
         self._check_unchanged()
         return self._recipe
@@ -317,6 +341,23 @@ def _argmax(input: Any, dim: Any = None, keepdim: bool = False) -> Any:
     if not input._class_dim:
         return labels if keepdim else labels[0]
     return labels.unsqueeze(1) if keepdim else labels
+
+
+@_handles(torch.max, torch.Tensor.max)
+def _max(input: Any, dim: Any = None, keepdim: bool = False) -> Any:
+    recipe = _recipe_of(input)
+    if recipe is None or not input._class_dim or not _over_classes(input, dim):
+        return NotImplemented
+    labels = _argmax(input, dim, keepdim)
+    return torch.return_types.max((Deferred.of(_Maximum(recipe, keepdim)), labels))
+
+
+@_handles(torch.topk, torch.Tensor.topk)
+def _topk(input: Any, k: int, dim: Any = -1, largest: bool = True, sorted: bool = True) -> Any:
+    if k != 1 or not largest:
+        return NotImplemented
+    found = _max(input, dim, True)
+    return found if found is NotImplemented else torch.return_types.topk(tuple(found))
 
 
 def cross_entropy_of(input: Any, target: Any, **options: Any) -> Tensor | None:

@@ -93,12 +93,64 @@ def test_labels_probabilities_and_one_image() -> None:
         assert {"argmax", "softmax", "log_softmax"} <= {consumer for _, consumer in report.seen}
 
 
+class DecodeHead(nn.Module):
+    """Loss and accuracy as mmsegmentation's heads have them: pixel losses, weighted, averaged in its own way."""
+
+    def __init__(self, align_corners: bool, avg_non_ignore: bool) -> None:
+        super().__init__()
+        self.conv_seg = nn.Conv2d(6, 5, 1)
+        self.align_corners, self.avg_non_ignore = align_corners, avg_non_ignore
+
+    def forward(self, x: Tensor, target: Tensor, pixel_weight: Tensor | None) -> tuple[Tensor, Tensor]:
+        size = target.shape[1:]
+        scores = F.interpolate(self.conv_seg(x), size=size, mode="bilinear", align_corners=self.align_corners)
+        loss = F.cross_entropy(scores, target, reduction="none", ignore_index=255)
+        count = (target != 255).sum() if self.avg_non_ignore else target.numel()
+        loss = (loss if pixel_weight is None else loss * pixel_weight).sum() / (count + 1e-7)
+        _, predicted = scores.topk(1, dim=1)
+        correct = predicted.transpose(0, 1).eq(target) & (target != 255)
+        return loss, correct.sum() / (target != 255).sum()
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("avg_non_ignore", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_heads_like_those_of_mmsegmentation(align_corners: bool, avg_non_ignore: bool, weighted: bool) -> None:
+    head = DecodeHead(align_corners, avg_non_ignore).double()
+    x = torch.randn(2, 6, 8, 8, dtype=torch.float64, requires_grad=True)
+    target = torch.randint(0, 5, (2, 33, 40))
+    target[:, :4] = 255
+    weight = torch.rand(2, 33, 40, dtype=torch.float64) if weighted else None
+    wanted = [x, *head.parameters()]
+    loss, accuracy = head(x, target, weight)
+    grads = torch.autograd.grad(loss, wanted)
+    report = fk.fuse(head)
+    ours, same = head(x, target, weight)
+    torch.testing.assert_close(ours, loss)
+    assert torch.equal(same, accuracy)
+    torch.testing.assert_close(torch.autograd.grad(ours, wanted), grads)
+    assert {consumer for _, consumer in report.seen} == {"cross_entropy", "argmax"}
+
+
+def test_the_largest_score_has_a_gradient() -> None:
+    x = torch.randn(1, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    with deferring({}):
+        values, labels = F.interpolate(x, size=(9, 8), mode="bilinear").max(1)
+    expected = F.interpolate(x, size=(9, 8), mode="bilinear").max(1)
+    assert torch.equal(labels, expected.indices)
+    (grad,) = torch.autograd.grad(values.square().sum(), x)
+    torch.testing.assert_close(grad, torch.autograd.grad(expected.values.square().sum(), x)[0])
+
+
 @pytest.mark.parametrize(
     "read",
     [
         lambda y: y.softmax(2),
         lambda y: y.argmax(),
-        lambda y: y.max(1).values,
+        lambda y: y.max(1).values * 1,
+        lambda y: y.topk(1, dim=1).values * 1,
+        lambda y: y.topk(2, dim=1).indices.float(),
+        lambda y: y.max(2, keepdim=True).values,
         lambda y: y[:, :3].sum(),
         lambda y: torch.cat([y, y], dim=1),
         lambda y: y.cumsum_(1),
