@@ -321,3 +321,10 @@ def test_trainer_trains_alike_and_evaluates_without_logits(name: str, tmp_path: 
     assert (kept[True][2] != kept[False][2]).mean() < 1e-3  # ties
     assert kept[True][3].sum() == kept[False][3].sum() == 6 * 61 * 64
     assert (kept[True][3] - kept[False][3]).abs().sum() <= 40
+
+
+def test_an_untested_version_gives_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(integration, "TESTED", ("1.0",))
+    with pytest.warns(UserWarning, match=r"was tested with transformers 1.0, and this is 5") as caught:
+        fk.fuse(small("mobilenet_v2"))
+    assert len(caught) == 1
