@@ -74,22 +74,22 @@ class Chains {
     return !any(check != V{});
   }
 
-  // e_0 and r of every class for `rows` rows of the tile, whose fractions fy are equally spaced, and
-  // S_k = sum over classes of e_0 r^k: sums[row][kMaxSteps].
+  // e_0 and r of every class for `rows` rows of the tile at the fractions fy, which are equally
+  // spaced where `spaced`, and S_k = sum over classes of e_0 r^k: sums[row][kMaxSteps].
   // needed[row] is the bound that the smallest log S_k must reach: log C + kLowest + rise - log tolerance, rise the
   // steepest rise of a class that starts below the smallest normal number.
   template <int K>
-  void start_rows(int rows, const T* fy, V* sums, V* needed) {
+  void start_rows(int rows, bool spaced, const V* fy, V* sums, V* needed) {
     const V bound = log_classes_ + (ChainLimits<T>::kLowest - ChainLimits<T>::kLogLostTolerance);
     for (int row = 0; row < rows; ++row) {
       needed[row] = bound;
       for (int k = 0; k < K; ++k) sums[row * kMaxSteps + k] = V{};
     }
-    const bool progress = bounded_ && rows > 2;
+    const bool progress = bounded_ && spaced && rows > 2;
     // A few classes at a time, whose corners and chains stay in the first-level cache for all rows.
     for (int64_t c = 0; c < classes_; c += kClassesTogether) {
       const int64_t end = c + kClassesTogether < classes_ ? c + kClassesTogether : classes_;
-      if (progress) start_ratios<K>(fy[1] - fy[0], c, end);
+      if (progress) start_ratios<K>(fy[1][0] - fy[0][0], c, end);
       for (int row = 0; row < rows; ++row) {
         V* s = sums + row * kMaxSteps;
         if (progress && row % kRowsTogether != 0) {
@@ -108,24 +108,27 @@ class Chains {
 
   // Whether log S_k reaches what is needed everywhere, and NaN does not; steps that are no pixel get 0.
   template <int K>
-  bool enough(const Block<T>& block, V needed, V* log_s) const {
-    if (!block.full) {
+  bool enough(bool full, const int32_t* length, V needed, V* log_s) const {
+    if (!full) {
       for (int k = 0; k < K; ++k) {
-        for (int l = 0; l < L; ++l) log_s[k][l] = k < block.length[l] ? log_s[k][l] : T(0);
+        for (int l = 0; l < L; ++l) log_s[k][l] = k < length[l] ? log_s[k][l] : T(0);
       }
-      for (int l = 0; l < L; ++l) needed[l] = block.length[l] ? needed[l] : T(0);
+      for (int l = 0; l < L; ++l) needed[l] = length[l] ? needed[l] : T(0);
     }
     V lowest = log_s[0];
     for (int k = 1; k < K; ++k) lowest = vmin(log_s[k], lowest);
     return !any(!(lowest >= needed));
   }
 
+  // Where no corner is so far below the maximum that a chain could underflow, every S_k is exact enough.
+  FCN_INLINE bool bounded() const { return bounded_; }
+
   // e_0 and r of a row, [classes][2][lanes].
   FCN_INLINE T* row_chain(int slot) const { return chain_ + slot * classes_ * 2 * L; }
 
   // A logit is level + fraction * slope along a row, relative to the maximum.
-  FCN_INLINE V level(int64_t c, T fy) const { return load(corner(c)) + fy * load(corner(c) + 2 * L); }
-  FCN_INLINE V slope(int64_t c, T fy) const { return load(corner(c) + L) + fy * load(corner(c) + 3 * L); }
+  FCN_INLINE V level(int64_t c, V fy) const { return load(corner(c)) + fy * load(corner(c) + 2 * L); }
+  FCN_INLINE V slope(int64_t c, V fy) const { return load(corner(c) + L) + fy * load(corner(c) + 3 * L); }
 
   // a, d and their vertical differences, a vector each.
   FCN_INLINE const T* corner(int64_t c) const { return corners_ + c * 4 * L; }
@@ -141,7 +144,7 @@ class Chains {
 
   // e_0 and r of classes [begin, end) of a row; returns their steepest rise from below the smallest normal number.
   template <int K, bool bounded>
-  FCN_NOINLINE V seed_row(int slot, T fy, int64_t begin, int64_t end) {
+  FCN_NOINLINE V seed_row(int slot, V fy, int64_t begin, int64_t end) {
     T* chain = row_chain(slot);
     const T step = step_;
     const V first = fraction[0];
@@ -213,10 +216,10 @@ class Chains {
 
 // A logit from the input rows in the weighted form, for rows whose chains cannot be used.
 template <typename T>
-FCN_INLINE Vec<T> direct_logit(const InputRows<T>& rows, const Block<T>& block, int64_t c, Vec<T> fx, T fy) {
+FCN_INLINE Vec<T> direct_logit(const InputRows<T>& rows, const Block<T>& block, int64_t c, Vec<T> fx, Vec<T> fy) {
   const T *top = rows.top + c * rows.pitch, *bottom = rows.bottom + c * rows.pitch;
-  const Vec<T> left = weigh<T>(block.load_left(top), block.load_left(bottom), broadcast(fy));
-  const Vec<T> right = weigh<T>(block.load_right(top), block.load_right(bottom), broadcast(fy));
+  const Vec<T> left = weigh<T>(block.load_left(top), block.load_left(bottom), fy);
+  const Vec<T> right = weigh<T>(block.load_right(top), block.load_right(bottom), fy);
   return weigh<T>(left, right, fx);
 }
 

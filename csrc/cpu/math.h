@@ -120,6 +120,36 @@ FCN_INLINE Vec<T> vlog1p(Vec<T> x) {
   return vlog(y) + (x - (y - T(1))) / y;
 }
 
+template <typename T>
+struct FloatBits;
+template <>
+struct FloatBits<float> {
+  static constexpr int32_t root_half = 0x3f3504f3, mantissa = 0x007fffff;
+  static constexpr int shift = 23;
+};
+template <>
+struct FloatBits<double> {
+  static constexpr int64_t root_half = 0x3fe6a09e667f3bcd, mantissa = 0x000fffffffffffff;
+  static constexpr int shift = 52;
+};
+
+// The sum of log(x[k]) for K <= 8 positive normal x: exponents are summed and mantissas, in [sqrt(1/2), sqrt(2)),
+// multiplied, so that one logarithm serves all.
+template <typename T, int K>
+FCN_INLINE Vec<T> vlog_product(const Vec<T>* x) {
+  using V = Vec<T>;
+  using I = IntVec<T>;
+  using Bits = FloatBits<T>;
+  V product = broadcast(T(1));
+  I exponent{};
+  for (int k = 0; k < K; ++k) {
+    const I bits = (I)x[k] - Bits::root_half;
+    exponent += bits >> Bits::shift;
+    product *= (V)((bits & Bits::mantissa) + Bits::root_half);
+  }
+  return __builtin_convertvector(exponent, V) * T(0.69314718055994530942) + vlog(product);
+}
+
 // log of a sum of exponentials below 1, which may be NaN.
 template <typename T>
 FCN_INLINE Vec<T> log_of_sum(Vec<T> s) {

@@ -41,33 +41,40 @@ FCN_INLINE int64_t padded_column(int64_t index, int64_t width) {
   return index < -1 ? 0 : index > width + kSegmentPadding - 1 ? width + kSegmentPadding : index + 1;
 }
 
-// A block of segments, one per lane: where its lanes read (in padded rows) and write.
+// A block of segments, one per lane: where its lanes read (in padded rows) and write. Where few segments are left over
+// at the end of a row, the lanes take several of the band's rows at a time, `together` of each segment.
 template <typename T>
 struct Block {
   static constexpr int L = kLanes<T>;
   bool contiguous;  // left taps are consecutive columns
   bool full;        // every lane has `steps` outputs, and they follow each other without a gap
   bool uniform;     // every lane starts at the same fraction
+  bool same;        // every lane reads the same columns
+  int64_t row[L];   // the lane's row, counted from the first of those that are taken together
+  int together;
   int64_t left[L], right[L];
   int64_t first[L];  // first output column
   int32_t length[L];
   int lanes;  // the lanes from here on have no output
   Vec<T> fraction;
 
-  Block(const Geometry& g, int64_t begin) {  // segments begin ... begin + L - 1
+  // Segments begin, begin + 1, ..., each in `rows` lanes.
+  Block(const Geometry& g, int64_t begin, int rows = 1) : together(rows) {
     const Segments& s = g.columns;
-    contiguous = full = uniform = true;
+    contiguous = full = uniform = same = true;
     lanes = 0;
     T f[L];
     for (int l = 0; l < L; ++l) {
-      const int64_t i = s.index[begin + l];
+      const int64_t segment = begin + l / rows, i = s.index[segment];
+      row[l] = l % rows;
       left[l] = padded_column(i, g.in_width);
       right[l] = padded_column(i + 1, g.in_width);
-      first[l] = s.first[begin + l];
-      length[l] = s.length[begin + l];
+      first[l] = s.first[segment];
+      length[l] = s.length[segment];
       if (length[l] > 0) lanes = l + 1;
-      f[l] = (T)s.fraction[begin + l];
+      f[l] = (T)s.fraction[segment];
       contiguous &= left[l] == left[0] + l && right[l] == left[l] + 1;
+      same &= left[l] == left[0] && right[l] == right[0];
       full &= length[l] == s.steps && first[l] == first[0] + l * s.steps;
       uniform &= f[l] == f[0];
     }
@@ -84,6 +91,7 @@ struct Block {
  private:
   FCN_INLINE Vec<T> load_lanes(const T* row, const int64_t* columns) const {
     if (contiguous) return load(row + columns[0]);
+    if (same) return broadcast(row[columns[0]]);
     T t[L];
     for (int l = 0; l < L; ++l) t[l] = row[columns[l]];
     return load(t);
@@ -92,6 +100,10 @@ struct Block {
   FCN_INLINE void add_lanes(T* row, const int64_t* columns, Vec<T> v) const {
     if (contiguous) {
       store(row + columns[0], load(row + columns[0]) + v);
+    } else if (same) {
+      T sum = v[0];
+      for (int l = 1; l < L; ++l) sum += v[l];
+      row[columns[0]] += sum;
     } else {
       for (int l = 0; l < L; ++l) row[columns[l]] += v[l];
     }
@@ -288,7 +300,12 @@ class GradientRows {
         from[0] += from[-1];
         for (int64_t i = w; i < w + kRightPadding; ++i) from[w - 1] += from[i];
       }
-      if (stride_w == 1) memcpy(row + c * stride_c, from, w * sizeof(T));
+      if (stride_w == 1) {
+        // The rows of the classes are far apart: what the caches do not know of them is fetched ahead.
+        T* next = row + (c + 4 < channels_ ? c + 4 : c) * stride_c;
+        for (int64_t i = 0; i < w; i += 64 / (int64_t)sizeof(T)) __builtin_prefetch(next + i, 1);
+        memcpy(row + c * stride_c, from, w * sizeof(T));
+      }
     }
     for (int64_t i = 0; stride_w != 1 && i < w; ++i) {
       for (int64_t c = 0; c < channels_; ++c) row[c * stride_c + i * stride_w] = slot.data[c * pitch_ + 1 + i];

@@ -154,7 +154,7 @@ class Argmax {
   }
 
   V value(const Block<T>& block, int32_t i, int k, T fy, bool finite) const {
-    if (!finite) return direct_logit<T>(rows_, block, candidates_[i], fraction_[k], fy);
+    if (!finite) return direct_logit<T>(rows_, block, candidates_[i], fraction_[k], broadcast(fy));
     const T* p = corners_ + (int64_t)i * 4 * L;
     const V left = (T(1) - fy) * load(p) + fy * load(p + 2 * L);
     return left + fraction_[k] * ((T(1) - fy) * load(p + L) + fy * load(p + 3 * L) - left);
@@ -163,7 +163,8 @@ class Argmax {
   // The winner's softmax probability, 1 / sum of exp(z - best) over all classes.
   void write_confidence(const Block<T>& block, int64_t row, T fy, int k, V best) {
     V s{};
-    for (int64_t c = 0; c < classes_; ++c) s += vexp(direct_logit<T>(rows_, block, c, fraction_[k], fy) - best);
+    for (int64_t c = 0; c < classes_; ++c)
+      s += vexp(direct_logit<T>(rows_, block, c, fraction_[k], broadcast(fy)) - best);
     const V p = T(1) / s;
     T* out = (T*)args_.confidence + (n_ * g_.out_height + row) * g_.out_width;
     for (int l = 0; l < L; ++l) {

@@ -36,6 +36,7 @@ class CrossEntropy {
     direct_gradient_ = arena_.take<T>(classes_ * 4 * L);
     direct_ = arena_.take<T>(classes_ * L);
     onehot_ = arena_.take<T>((classes_ + 1) * 4 * L);
+    counts_ = arena_.take<uint64_t>((classes_ + 1) * L);
     touched_ = arena_.take<uint8_t>(classes_ + 1);
     weight_ = arena_.take<T>(classes_ + 1);
     blocks_ = arena_.take<Block<T>>(g_.columns.count / L);
@@ -66,10 +67,16 @@ class CrossEntropy {
   void prepare(const Unit& unit, int64_t unit_index) {
     rows_.start(n_);
     block_count_ = make_blocks(g_, blocks_);
+    // Few segments in the last block: its lanes take several rows at a time, where bands have enough to pay for the
+    // tile.
+    const int64_t last = block_count_ - 1, left = last < 0 ? L : blocks_[last].lanes;
+    if (2 * left <= L && g_.max_band_rows == kMaxBandRows) put(blocks_ + last, Block<T>(g_, last * L, (int)(L / left)));
     for (int64_t c = 0; c < classes_; ++c) weight_[c] = args_.weight ? ((const T*)args_.weight)[c] : T(1);
     weight_[classes_] = T(0);  // the class of ignored pixels
     memset(onehot_, 0, (classes_ + 1) * 4 * L * sizeof(T));
     memset(touched_, 0, classes_ + 1);
+    memset(counts_, 0, (classes_ + 1) * L * sizeof(uint64_t));
+    counting_ = !args_.weight && !args_.pixel_grad;
     loss_ = weight_total_ = 0;
     bad_label_ = -1;
     smoothing_ = (T)args_.label_smoothing;
@@ -128,32 +135,39 @@ class CrossEntropy {
     any_direct_ = false;
     tile_loss_ = V{};
     for (V& v : valid_corners_) v = V{};
-    for (int k = 0; k < g_.columns.steps; ++k) {
+    for (int k = 0; !counting_ && k < g_.columns.steps; ++k) {
       for (int l = 0; l < (block.uniform ? 1 : L); ++l) {
         const T f = chains_.fraction[k][l];
         columns_[k * L + l] = Four{T(1) - f, f, T(1) - f, f};
       }
     }
-    for (int64_t row = band.begin; row < band.end; ++row) {
-      row_fraction_[row - band.begin] = (T)g_.row_fraction[row];
+    const int rows = (int)(band.end - band.begin);
+    slots_ = (rows + block.together - 1) / block.together;
+    for (int slot = 0; slot < slots_; ++slot) {
+      const int64_t first = band.begin + slot * block.together;
+      row_fraction_[slot] = broadcast((T)g_.row_fraction[first]);
+      for (int l = 0; block.together > 1 && l < L; ++l) {
+        const int64_t row = first + block.row[l];
+        row_fraction_[slot][l] = (T)g_.row_fraction[row < band.end ? row : band.end - 1];
+      }
     }
+    first_pixel_ = (n_ * g_.out_height + band.begin) * g_.out_width;
     kept_ = 0;
     with_steps(g_.columns.steps, [&](auto steps) { this->tile_of<steps.value>(band, block, finite); });
   }
 
   template <int K>
   void tile_of(const Band& band, const Block<T>& block, bool finite) {
-    const int rows = (int)(band.end - band.begin);
     V needed[kMaxBandRows];
-    if (finite) chains_.template start_rows<K>(rows, row_fraction_, sums_, needed);
-    for (int slot = 0; slot < rows; ++slot) {
-      const int64_t row = band.begin + slot;
-      const T fy = row_fraction_[slot];
-      read_labels(block, band, row);
-      if (!finite || !chain_row<K>(block, row, slot, needed[slot])) {
-        direct_row(block, row, fy);
+    if (finite) chains_.template start_rows<K>(slots_, block.together == 1, row_fraction_, sums_, needed);
+    for (int slot = 0; slot < slots_; ++slot) {
+      const V fy = row_fraction_[slot];
+      read_labels(band, block, slot);
+      if (!finite || !chain_row<K>(block, slot, needed[slot])) {
+        place(band, block, slot);
+        direct_row(block, fy);
       } else if (!args_.pixel_loss) {
-        add_onehot(block, fy);
+        counting_ ? count_labels(block, slot) : add_onehot(block, fy);
       }
     }
     finish_tile<K>(block);
@@ -167,16 +181,26 @@ class CrossEntropy {
     }
   }
 
+  // Where the lanes of a slot read labels and write pixels; those beyond the band have no length.
+  void place(const Band& band, const Block<T>& block, int slot) {
+    for (int l = 0; l < L; ++l) {
+      const int64_t row = slot * block.together + block.row[l];
+      const bool inside = band.begin + row < band.end;
+      start_[l] = (inside ? row : 0) * g_.out_width + block.first[l];
+      length_[l] = inside ? block.length[l] : 0;
+    }
+  }
+
   // The row's labels and weights. `plain_`: every step of every lane is a pixel, the classes have no weights, and
   // labels stand as in the target, lane by lane; otherwise they are copied step by step, and what is no pixel gets the
   // ignored class. `all_count_`: plain, and no pixel is ignored.
-  FCN_NOINLINE void read_labels(const Block<T>& block, const Band& band, int64_t row) {
-    const int32_t* labels = labels_ + (row - band.begin) * g_.out_width;
+  FCN_NOINLINE void read_labels(const Band& band, const Block<T>& block, int slot) {
     const int steps = g_.columns.steps;
     plain_ = block.full && !args_.weight && !args_.pixel_grad;
     all_count_ = false;
+    if (!plain_ || args_.pixel_loss) place(band, block, slot);
     if (plain_) {
-      row_labels_ = labels + block.first[0];
+      row_labels_ = labels_ + slot * g_.out_width + block.first[0];
       int ignored = 0;
       for (int i = 0; i < steps * L; ++i) ignored += row_labels_[i] == (int32_t)classes_;
       weight_total_ += steps * L - ignored;
@@ -193,13 +217,13 @@ class CrossEntropy {
       store(pixel_weight_ + k * L, V{});
       store(pixel_grad_ + k * L, V{});
     }
-    const T* grad = (const T*)args_.pixel_grad + (n_ * g_.out_height + row) * g_.out_width;
+    const T* grad = (const T*)args_.pixel_grad + first_pixel_;
     for (int l = 0; l < block.lanes; ++l) {
-      for (int k = 0; k < block.length[l]; ++k) {
-        const int32_t label = labels[block.first[l] + k];
+      for (int k = 0; k < length_[l]; ++k) {
+        const int32_t label = labels_[start_[l] + k];
         label_[k * L + l] = label;
         pixel_weight_[k * L + l] = weight_[label];
-        if (args_.pixel_grad) pixel_grad_[k * L + l] = grad[block.first[l] + k];
+        if (args_.pixel_grad) pixel_grad_[k * L + l] = grad[start_[l] + k];
       }
     }
     V total{};
@@ -227,67 +251,127 @@ class CrossEntropy {
     touched_[label] = 1;
   }
 
-  // Adds weight * bilinear weight to the label's corners, step after step, so that neighbouring additions of a label
-  // that fills a segment do not wait for each other.
-  FCN_NOINLINE void add_onehot(const Block<T>& block, T fy) {
-    const Four row{T(1) - fy, T(1) - fy, fy, fy};
+  // Where all weights are 1, the one-hot sums follow from four small integers per class and lane: the number of its
+  // pixels, and the sums of their k, slot and k slot. They share one word.
+  FCN_NOINLINE void count_labels(const Block<T>& block, int slot) {
     const int steps = g_.columns.steps;
+    uint64_t* counts = counts_;
     for (int k = 0; k < steps; ++k) {
-      const Four first = row * columns_[k * L];
-      if (plain_ && block.uniform) {
-        for (int l = 0; l < L; ++l) add_corners(row_labels_[l * steps + k], l, first);
+      const uint64_t value = 1 | (uint64_t)k << 16 | (uint64_t)slot << 32 | (uint64_t)(k * slot) << 48;
+      if (plain_) {
+        const int32_t* labels = row_labels_ + k;
+        for (int l = 0; l < L; ++l) counts[(int64_t)labels[l * steps] * L + l] += value;
       } else {
         for (int l = 0; l < block.lanes; ++l) {
-          T w = all_count_ ? T(1) : pixel_weight_[k * L + l];
-          if (args_.pixel_grad) w *= pixel_grad_[k * L + l];
-          add_corners(label(k, l), l, w * (block.uniform ? first : row * columns_[k * L + l]));
+          counts[(int64_t)label_[k * L + l] * L + l] += value;
         }
+      }
+    }
+  }
+
+  // The sums of a class's bilinear weights from its counts, which are cleared; false where they are zero.
+  FCN_INLINE bool take_counts(int64_t c, V* h) {
+    // A word per lane: pixels, k, slot and k slot, 16 bits each.
+    T* counts = (T*)(counts_ + c * L);
+    IntVec<T> low, high;
+    if constexpr (sizeof(T) == sizeof(uint64_t)) {
+      low = (IntVec<T>)load(counts);
+      if (!any(low != 0)) return false;
+      store(counts, V{});
+      high = low >> 32;
+    } else {
+      const V a = load(counts), b = load(counts + L);
+      if (!any(((IntVec<T>)a | (IntVec<T>)b) != 0)) return false;
+      store(counts, V{});
+      store(counts + L, V{});
+      low = (IntVec<T>)shuffle<T>(a, b, UnzipPattern<false>());
+      high = (IntVec<T>)shuffle<T>(a, b, UnzipPattern<true>());
+    }
+    const V v[4] = {__builtin_convertvector(low & 0xffff, V), __builtin_convertvector((low >> 16) & 0xffff, V),
+                    __builtin_convertvector(high & 0xffff, V), __builtin_convertvector((high >> 16) & 0xffff, V)};
+    const V first = chains_.fraction[0], top = row_fraction_[0];
+    const T step = (T)g_.columns.step, row_step = slots_ > 1 ? row_fraction_[1][0] - row_fraction_[0][0] : T(0);
+    const V right = first * v[0] + step * v[1], bottom = top * v[0] + row_step * v[2];
+    h[kBottomRight] = first * bottom + step * (top * v[1] + row_step * v[3]);
+    h[kTopRight] = right - h[kBottomRight];
+    h[kBottomLeft] = bottom - h[kBottomRight];
+    h[kTopLeft] = (v[0] - right) - h[kBottomLeft];
+    return true;
+  }
+
+  // The same from the sums of add_onehot.
+  FCN_INLINE bool take_onehot(int64_t c, V* h) {
+    if (!touched_[c]) return false;
+    T* onehot = onehot_ + c * 4 * L;
+    transpose_fours<T>(onehot, h);
+    for (int i = 0; i < 4; ++i) store(onehot + i * L, V{});
+    touched_[c] = 0;
+    return true;
+  }
+
+  // Adds weight * bilinear weight to the label's corners, step after step, so that neighbouring additions of a label
+  // that fills a segment do not wait for each other.
+  FCN_NOINLINE void add_onehot(const Block<T>& block, V fy) {
+    Four row[L];
+    for (int l = 0; l < (block.together == 1 ? 1 : L); ++l) row[l] = Four{T(1) - fy[l], T(1) - fy[l], fy[l], fy[l]};
+    const int steps = g_.columns.steps;
+    for (int k = 0; k < steps; ++k) {
+      for (int l = 0; l < block.lanes; ++l) {
+        T w = pixel_weight_[k * L + l];
+        if (args_.pixel_grad) w *= pixel_grad_[k * L + l];
+        const Four vertical = row[block.together == 1 ? 0 : l];
+        add_corners(label_[k * L + l], l, w * (vertical * columns_[k * L + (block.uniform ? 0 : l)]));
       }
     }
   }
 
   // False, with nothing changed, where the chains have lost too much.
   template <int K>
-  bool chain_row(const Block<T>& block, int64_t row, int slot, V needed) {
+  bool chain_row(const Block<T>& block, int slot, V needed) {
     V *s = sums_ + slot * kMaxSteps, log_s[K];
-    const T fy = row_fraction_[slot];
+    if (plain_ && chains_.bounded() && !args_.pixel_loss && smoothing_ == T(0)) {
+      for (int k = 0; k < K; ++k) log_s[k] = all_count_ ? s[k] : weight(k) == V{} ? broadcast(T(1)) : s[k];
+      tile_loss_ += vlog_product<T, K>(log_s);
+      if (want_gradient_) keep_coefficients<K>(slot, s);
+      return true;
+    }
     if (args_.saved_lse) {
-      const T* lse = (const T*)args_.saved_lse + (n_ * g_.out_height + row) * g_.out_width;
+      const T* lse = (const T*)args_.saved_lse + first_pixel_;
       for (int k = 0; k < K; ++k) {
         for (int l = 0; l < L; ++l) {
-          log_s[k][l] = k < block.length[l] ? lse[block.first[l] + k] - chains_.maximum[l] : T(0);
+          log_s[k][l] = k < length_[l] ? lse[start_[l] + k] - chains_.maximum[l] : T(0);
         }
         s[k] = vexp(log_s[k]);
       }
     } else {
       for (int k = 0; k < K; ++k) log_s[k] = vlog(s[k]);
     }
-    if (!chains_.template enough<K>(block, needed, log_s)) return false;
-    if (!args_.pixel_grad) add_loss<K>(block, row, fy, log_s);
+    if (!chains_.template enough<K>(block.full, length_, needed, log_s)) return false;
+    if (!args_.pixel_grad) add_loss<K>(row_fraction_[slot], log_s);
     if (want_gradient_) keep_coefficients<K>(slot, s);
     return true;
   }
 
   // Value of the linear function with corners p (a, d, da, dd) at step k of a row.
-  V linear_at(const V* p, T fy, int k) const { return p[0] + fy * p[2] + chains_.fraction[k] * (p[1] + fy * p[3]); }
+  V linear_at(const V* p, V fy, int k) const { return p[0] + fy * p[2] + chains_.fraction[k] * (p[1] + fy * p[3]); }
 
   template <int K>
-  void add_loss(const Block<T>& block, int64_t row, T fy, const V* log_s) {
+  void add_loss(V fy, const V* log_s) {
     if (args_.pixel_loss) {
       for (int k = 0; k < K; ++k) {
         const V smooth =
             smoothing_ != T(0) ? smooth_ * ((T)args_.weight_sum * log_s[k] - linear_at(linear_, fy, k)) : V{};
         for (int l = 0; l < L; ++l) {
-          if (k >= block.length[l]) continue;
+          if (k >= length_[l]) continue;
           const int32_t label = this->label(k, l);
           T value = T(0);
           if (label != classes_) {
             const T* p = chains_.corner(label) + l;
             const T f = chains_.fraction[k][l];
-            const T z = p[0] + fy * p[2 * L] + f * (p[L] + fy * p[3 * L]);
+            const T z = p[0] + fy[l] * p[2 * L] + f * (p[L] + fy[l] * p[3 * L]);
             value = (T(1) - smoothing_) * weight_[label] * (log_s[k][l] - z) + smooth[l];
           }
-          write_pixel(block, row, k, l, value, log_s[k][l] + chains_.maximum[l]);
+          write_pixel(k, l, value, log_s[k][l] + chains_.maximum[l]);
         }
       }
       return;
@@ -302,8 +386,8 @@ class CrossEntropy {
     tile_loss_ += loss;
   }
 
-  void write_pixel(const Block<T>& block, int64_t row, int k, int l, T loss, T lse) {
-    const int64_t p = (n_ * g_.out_height + row) * g_.out_width + block.first[l] + k;
+  void write_pixel(int k, int l, T loss, T lse) {
+    const int64_t p = first_pixel_ + start_[l] + k;
     ((T*)args_.pixel_loss)[p] = loss;
     if (args_.pixel_lse) ((T*)args_.pixel_lse)[p] = lse;
   }
@@ -317,7 +401,7 @@ class CrossEntropy {
   }
 
   // The smoothing's constant part, -smoothing / C w_c for every pixel that counts, spread over the corners.
-  void add_valid_corners(int k, T fy) {
+  void add_valid_corners(int k, V fy) {
     V v = valid(k);
     if (args_.pixel_grad) v *= load(pixel_grad_ + k * L);
     const V right = v * chains_.fraction[k], left = v - right;
@@ -386,15 +470,15 @@ class CrossEntropy {
   }
 
   // Every pixel with its own maximum, from the input rows.
-  void direct_row(const Block<T>& block, int64_t row, T fy) {
-    for (int k = 0; k < g_.columns.steps; ++k) direct_step(block, row, fy, k);
+  void direct_row(const Block<T>& block, V fy) {
+    for (int k = 0; k < g_.columns.steps; ++k) direct_step(block, fy, k);
   }
 
-  V logit(const Block<T>& block, int64_t c, T fy, int k) const {
+  V logit(const Block<T>& block, int64_t c, V fy, int k) const {
     return direct_logit<T>(rows_, block, c, chains_.fraction[k], fy);
   }
 
-  void direct_step(const Block<T>& block, int64_t row, T fy, int k) {
+  void direct_step(const Block<T>& block, V fy, int k) {
     V m = logit(block, 0, fy, k);
     for (int64_t c = 1; c < classes_; ++c) m = vmax(m, logit(block, c, fy, k));
     V s{}, smooth{};
@@ -407,7 +491,7 @@ class CrossEntropy {
     const V lse = m + log_of_sum<T>(s);
     smooth = smooth_ * ((T)args_.weight_sum * lse - smooth);
     for (int l = 0; l < L; ++l) {
-      if (k >= block.length[l]) continue;
+      if (k >= length_[l]) continue;
       const int32_t label = this->label(k, l);
       T value = T(0);
       if (label != classes_) {
@@ -415,7 +499,7 @@ class CrossEntropy {
         if (smoothing_ != T(0)) value += smooth[l];
       }
       if (args_.pixel_loss) {
-        write_pixel(block, row, k, l, value, lse[l]);
+        write_pixel(k, l, value, lse[l]);
       } else if (!args_.pixel_grad) {
         loss_ += (double)value;
       }
@@ -423,12 +507,12 @@ class CrossEntropy {
     if (want_gradient_) add_direct_gradient(fy, k, s);
   }
 
-  void add_direct_gradient(T fy, int k, V s) {
+  void add_direct_gradient(V fy, int k, V s) {
     if (!any_direct_) memset(direct_gradient_, 0, classes_ * 4 * L * sizeof(T));
     any_direct_ = true;
     const V zero{}, w = coefficient(k), q = w == zero ? zero : w / s, f = chains_.fraction[k], f1 = T(1) - f,
                     counts = valid(k);
-    const T top = T(1) - fy;
+    const V top = T(1) - fy;
     if (smoothing_ != T(0)) add_valid_corners(k, fy);
     for (int64_t c = 0; c < classes_; ++c) {
       V p = counts == zero ? zero : q * load(direct_ + c * L);  // an ignored pixel's logits may be NaN
@@ -440,14 +524,10 @@ class CrossEntropy {
       }
       const V left = f1 == zero ? zero : f1 * p, right = f == zero ? zero : f * p;
       T* out = direct_gradient_ + c * 4 * L;
-      if (top != T(0)) {
-        store(out, load(out) + top * left);
-        store(out + L, load(out + L) + top * right);
-      }
-      if (fy != T(0)) {
-        store(out + 2 * L, load(out + 2 * L) + fy * left);
-        store(out + 3 * L, load(out + 3 * L) + fy * right);
-      }
+      store(out, load(out) + (top == zero ? zero : top * left));
+      store(out + L, load(out + L) + (top == zero ? zero : top * right));
+      store(out + 2 * L, load(out + 2 * L) + (fy == zero ? zero : fy * left));
+      store(out + 3 * L, load(out + 3 * L) + (fy == zero ? zero : fy * right));
     }
   }
 
@@ -458,12 +538,8 @@ class CrossEntropy {
     for (int64_t c = 0; c < classes_; ++c) {
       V corners[4] = {};
       if (want_gradient_) sum_gradient<K>(c, corners);
-      if (touched_[c]) {
-        T* onehot = onehot_ + c * 4 * L;
-        V h[4];
-        transpose_fours<T>(onehot, h);
-        for (int i = 0; i < 4; ++i) store(onehot + i * L, V{});
-        touched_[c] = 0;
+      V h[4];
+      if (counting_ ? take_counts(c, h) : take_onehot(c, h)) {
         const T* p = chains_.corner(c);
         const V a = load(p), d = load(p + L), da = load(p + 2 * L), dd = load(p + 3 * L);
         if (!args_.pixel_grad) linear += h[0] * a + h[1] * (a + d) + h[2] * (a + da) + h[3] * ((a + da) + (d + dd));
@@ -479,6 +555,7 @@ class CrossEntropy {
       gradient_rows_.add(block, c, corners);
     }
     for (int i = 0; i < 4; ++i) store(onehot_ + (classes_ * 4 + i) * L, V{});
+    for (int l = 0; l < L; ++l) counts_[classes_ * L + l] = 0;
     tile_loss_ -= keep * linear;
     for (int l = 0; l < block.lanes; ++l) loss_ += (double)tile_loss_[l];
   }
@@ -493,16 +570,19 @@ class CrossEntropy {
   Block<T>* blocks_;
   int64_t block_count_;
   T *direct_gradient_, *direct_, *onehot_, *weight_;
+  uint64_t* counts_;
   uint8_t* touched_;
   int32_t* labels_;
   int64_t n_, bad_label_;
   double loss_, weight_total_;
   T smoothing_, smooth_;
-  bool want_gradient_, plain_, all_count_, any_direct_;
+  bool want_gradient_, counting_, plain_, all_count_, any_direct_;
   V linear_[4], valid_corners_[4], sums_[kMaxBandRows * kMaxSteps], tile_loss_;
   Kept rows_kept_[kMaxBandRows];
-  int kept_;
-  T row_fraction_[kMaxBandRows];
+  int kept_, slots_;
+  int64_t first_pixel_, start_[L];  // of the band in the images of pixels; of the slot's lanes in the band
+  int32_t length_[L];
+  V row_fraction_[kMaxBandRows];
   T pixel_weight_[kMaxSteps * L], pixel_grad_[kMaxSteps * L];
   int32_t label_[kMaxSteps * L];
   const int32_t* row_labels_;

@@ -57,7 +57,7 @@ class Softmax {
   // Sums first, for all blocks; then class by class, so that a class's row is written in one go.
   template <int K>
   void compute_row(int64_t row) {
-    const T fy = (T)g_.row_fraction[row];
+    const V fy = broadcast((T)g_.row_fraction[row]);
     for (int64_t t = 0; t < count_; ++t) normalise<K>(tiles_[t], fy);
     const Image& out = args_.output;
     for (int64_t c = 0; c < classes_; ++c) {
@@ -76,13 +76,13 @@ class Softmax {
   }
 
   template <int K>
-  void normalise(Tile& tile, T fy) {
+  void normalise(Tile& tile, V fy) {
     V s[kMaxSteps], log_s[K], needed;
     tile.direct = !tile.finite;
     if (tile.finite) {
-      tile.chains.template start_rows<K>(1, &fy, s, &needed);
+      tile.chains.template start_rows<K>(1, false, &fy, s, &needed);
       for (int k = 0; k < K; ++k) log_s[k] = vlog(s[k]);
-      tile.direct = !tile.chains.template enough<K>(tile.block, needed, log_s);
+      tile.direct = !tile.chains.template enough<K>(tile.block.full, tile.block.length, needed, log_s);
     }
     for (int k = 0; tile.direct && k < K; ++k) {
       V m = logit(tile, 0, k, fy);
@@ -96,7 +96,7 @@ class Softmax {
   }
 
   template <int K>
-  FCN_INLINE void write(const Tile& tile, int64_t c, T fy, Out* to) const {
+  FCN_INLINE void write(const Tile& tile, int64_t c, V fy, Out* to) const {
     V v[K];
     if (tile.direct) {
       for (int k = 0; k < K; ++k) {
@@ -121,7 +121,7 @@ class Softmax {
     store_steps<T, K>(tile.block, v, to, 1);
   }
 
-  V logit(const Tile& tile, int64_t c, int k, T fy) const {
+  V logit(const Tile& tile, int64_t c, int k, V fy) const {
     return direct_logit<T>(rows_, tile.block, c, tile.chains.fraction[k], fy);
   }
 
