@@ -99,6 +99,9 @@ struct ArgmaxArgs {
   void* labels;  // [N, H, W] contiguous
   LabelType label_type;
   void* confidence;  // [N, H, W] of the arithmetic type, or null
+  // A unit of this kernel is so many of the geometry's: neighbours share the rows read, and no pixel depends on
+  // another.
+  int64_t units_together = 1;
 };
 
 struct BinaryCrossEntropyArgs {

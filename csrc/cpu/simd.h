@@ -198,6 +198,46 @@ FCN_INLINE void transpose_fours(const T* p, Vec<T>* v) {
   }
 }
 
+// Lanes whose index has the bit S unset come from a (Upper: from a's lanes S further), the others from b (from b's
+// lanes S before).
+template <int S, bool Upper>
+struct SwapPattern {
+  static constexpr int of(int i, int L) { return Upper ? (i & S ? L + i : i + S) : (i & S ? L + i - S : i); }
+};
+
+template <typename T, int S>
+FCN_INLINE void swap_blocks(Vec<T>* v) {
+  if constexpr (S < kLanes<T>) {
+    for (int i = 0; i < kLanes<T>; ++i) {
+      if (i & S) continue;
+      const Vec<T> a = v[i], b = v[i + S];
+      v[i] = shuffle<T>(a, b, SwapPattern<S, false>());
+      v[i + S] = shuffle<T>(a, b, SwapPattern<S, true>());
+    }
+    swap_blocks<T, 2 * S>(v);
+  }
+}
+
+// The transpose of a square: v[i], lane j, to v[j], lane i. Blocks of four by four first, then blocks of blocks.
+template <typename T>
+FCN_INLINE void transpose(Vec<T>* v) {
+  if constexpr (kLanes<T> < 4) {
+    swap_blocks<T, 1>(v);
+  } else {
+    for (int i = 0; i < kLanes<T>; i += 4) {
+      const Vec<T> ab0 = shuffle<T>(v[i], v[i + 1], UnpackPattern<false>());
+      const Vec<T> ab1 = shuffle<T>(v[i], v[i + 1], UnpackPattern<true>());
+      const Vec<T> cd0 = shuffle<T>(v[i + 2], v[i + 3], UnpackPattern<false>());
+      const Vec<T> cd1 = shuffle<T>(v[i + 2], v[i + 3], UnpackPattern<true>());
+      v[i] = shuffle<T>(ab0, cd0, PairPattern<false>());
+      v[i + 1] = shuffle<T>(ab0, cd0, PairPattern<true>());
+      v[i + 2] = shuffle<T>(ab1, cd1, PairPattern<false>());
+      v[i + 3] = shuffle<T>(ab1, cd1, PairPattern<true>());
+    }
+    swap_blocks<T, 4>(v);
+  }
+}
+
 // K vectors v[k] with lanes l, K a power of two, become K vectors that hold element (l, k) at position l * K + k.
 template <typename T, int K>
 FCN_INLINE void interleave(Vec<T>* v) {

@@ -5,6 +5,7 @@ namespace fcn {
 namespace {
 
 constexpr const char* kName = "upsample_argmax";
+constexpr int64_t kPartsPerThread = 8;  // that balance the threads
 
 std::tuple<Tensor, Tensor> upsample_argmax(const Tensor& x, const std::vector<int64_t>& encoded, ScalarType dtype,
                                            bool confidence) {
@@ -21,10 +22,13 @@ std::tuple<Tensor, Tensor> upsample_argmax(const Tensor& x, const std::vector<in
   check(type != LabelType::kUInt8 || last <= 255, kName, "uint8 labels cannot hold class ", last);
   check(type != LabelType::kInt16 || last <= 32767, kName, "int16 labels cannot hold class ", last);
   const GeometryPlan plan(sampling, x.size(0));
-  const ArgmaxArgs args{&plan.geometry(), image_of(kName, x), labels.data_ptr(), type,
-                        confidence ? winner.data_ptr() : nullptr};
+  const int64_t units = x.size(0) * plan.geometry().unit_count;
+  const int64_t together = std::max<int64_t>(1, units / (kPartsPerThread * torch::stable::get_num_threads()));
+  const ArgmaxArgs args{
+      &plan.geometry(), image_of(kName, x), labels.data_ptr(), type, confidence ? winner.data_ptr() : nullptr,
+      together};
   const Kernels& k = kernels();
-  for_each_unit(x.size(0) * plan.geometry().unit_count, k.argmax_scratch(args),
+  for_each_unit((units + together - 1) / together, k.argmax_scratch(args),
                 [&](int64_t unit, void* scratch) { k.argmax(args, unit, scratch); });
   return {labels, winner};
 }
