@@ -1,7 +1,7 @@
 // Bilinear upsampling with a skip added, or a sigmoid taken, on request: the input is read once, the skip once, the
 // output written once.
-//   planes   (contiguous) per output row one vertical interpolation of the small row, then the horizontal one with a
-//            segment per lane, interleaved into the order of the pixels
+//   planes   (contiguous) each input row is widened once, a segment per lane, interleaved into the order of the pixels;
+//            an output row is a blend of two wide rows
 //   pixels   (channels_last) the vertical interpolation, then two taps per pixel with the channels in the lanes
 #include "planes.h"
 
@@ -10,7 +10,7 @@ namespace FCN_ISA {
 
 namespace {
 
-constexpr int64_t kRowsAhead = 4;  // of prefetching
+constexpr int64_t kBytesAhead = 2560;  // of prefetching, in whole rows
 
 template <typename T, typename In>
 class Upsample {
@@ -28,16 +28,13 @@ class Upsample {
       if (args.sigmoid) logits_ = arena_.take<T>(g_.out_width * args.x.channels + L);
     } else {
       blocks_ = arena_.take<PlaneBlock<T>>(g_.columns.count / L);
-      line_ = arena_.take<In>(g_.out_width);
-      Arena counting = arena_;
-      const Image plane = plane_of(args.x, 0, 0, 0);
-      InputRows<T>(plane, g_, counting);
-      bytes_ = counting.used;
+      line_ = arena_.take<In>(g_.out_width + L);
+      // Odd numbers of cache lines, so that equal columns of the rows in turn do not meet in one cache set.
+      for (Wide& wide : wide_) wide.row = arena_.take<T>((g_.out_width + L + 15) / 16 * 16 + 16);
     }
-    if (arena_.used > bytes_) bytes_ = arena_.used;
   }
 
-  int64_t scratch_bytes() const { return bytes_; }
+  int64_t scratch_bytes() const { return arena_.used; }
 
   void run(int64_t unit) {
     if (args_.pixelwise) {
@@ -53,80 +50,138 @@ class Upsample {
 
  private:
   void plane(int64_t n, int64_t c, int64_t band_begin, int64_t band_end) {
-    const Image x = plane_of(args_.x, n, c, sizeof(In));
-    Arena arena = arena_;
-    InputRows<T> rows(x, g_, arena);
-    rows.start(0);
+    const Image& x = args_.x;
+    plane_ = (const In*)x.data + n * x.stride_n + c * x.stride_c;
+    for (Wide& wide : wide_) wide.y = INT64_MIN;
     In* out = (In*)args_.output.data + n * args_.output.stride_n + c * args_.output.stride_c;
     const In* skip = (const In*)args_.skip.data + n * args_.skip.stride_n + c * args_.skip.stride_c;
-    const bool stream = leaves_cache(args_.output, sizeof(In));
-    with_steps(g_.columns.steps, [&](auto steps) {
-      constexpr int K = decltype(steps)::value;
-      for (int64_t b = band_begin; b < band_end; ++b) {
-        const Band& band = g_.bands[b];
-        rows.move_to(band.index);
-        for (int64_t row = band.begin; row < band.end; ++row) {
-          In* to = out + row * args_.output.stride_h;
-          In* line = stream ? line_ : to;
-          const In* add = skip + row * args_.skip.stride_h;
-          const T fy = (T)g_.row_fraction[row];
-          if (args_.sigmoid) {
-            this->expand<K, true>(rows.top, rows.bottom, fy, line, add);
-          } else {
-            this->expand<K, false>(rows.top, rows.bottom, fy, line, add);
-          }
-          if (stream) stream_copy(to, line_, g_.out_width * (int64_t)sizeof(In));
+    const In* next_skip = c + 1 < x.channels ? skip + args_.skip.stride_c : skip;
+    const int64_t rows_ahead = kBytesAhead / (g_.out_width * (int64_t)sizeof(In));
+    const int64_t ahead = rows_ahead < 1 ? 1 : rows_ahead < g_.out_height ? rows_ahead : g_.out_height;
+    const bool stream = leaves_cache(args_.output, sizeof(In)), dense = args_.skip.stride_w == 1;
+    for (int64_t b = band_begin; b < band_end; ++b) {
+      const Band& band = g_.bands[b];
+      const int64_t y0 = resolve(band.index, g_.in_height, g_.clamp);
+      const int64_t y1 = resolve(band.index + 1, g_.in_height, g_.clamp);
+      const T *top = wide(y0, y1), *bottom = wide(y1, y0);
+      for (int64_t row = band.begin; row < band.end; ++row) {
+        const T fy = (T)g_.row_fraction[row];
+        In* to = out + row * args_.output.stride_h;
+        const In* add = skip + row * args_.skip.stride_h;
+        prefetch(row + ahead < g_.out_height ? add + ahead * args_.skip.stride_h
+                                             : next_skip + (row + ahead - g_.out_height) * args_.skip.stride_h,
+                 stream ? nullptr : to + ahead * args_.output.stride_h);
+        if (args_.sigmoid) {
+          blend<false, true>(top, bottom, fy, stream ? line_ : to, nullptr);
+        } else if (!args_.skip.data) {
+          blend<false, false>(top, bottom, fy, stream ? line_ : to, nullptr);
+        } else if (dense) {
+          blend<true, false>(top, bottom, fy, stream ? line_ : to, add);
+        } else {
+          blend_sparse(top, bottom, fy, stream ? line_ : to, add);
         }
+        if (stream) stream_copy(to, line_, g_.out_width * (int64_t)sizeof(In));
       }
-    });
+    }
   }
 
-  // One output row. Both interpolations in registers: a blended row in memory would be read back across the borders of
-  // the vectors just stored, which stalls.
-  template <int K, bool Sigmoid>
-  FCN_INLINE void expand(const T* top, const T* bottom, T fy, In* FCN_RESTRICT out, const In* FCN_RESTRICT skip) const {
-    const bool add = args_.skip.data != nullptr, fast = !add || args_.skip.stride_w == 1;
-    const T gy = T(1) - fy;
+  // Input row y at the output's columns; `other` is the one to keep. Row -1 counts zero.
+  const T* wide(int64_t y, int64_t other) {
+    for (Wide& wide : wide_) {
+      if (wide.y == y) return wide.row;
+    }
+    Wide& wide = wide_[0].y == other ? wide_[1] : wide_[0];
+    wide.y = y;
+    if (y < 0) {
+      memset(wide.row, 0, g_.out_width * sizeof(T));
+    } else {
+      with_steps(g_.columns.steps,
+                 [&](auto steps) { this->widen<steps.value>(plane_ + y * args_.x.stride_h, wide.row); });
+    }
+    return wide.row;
+  }
+
+  template <int K>
+  FCN_NOINLINE void widen(const In* x, T* FCN_RESTRICT out) const {
     for (int64_t b = 0; b < block_count_; ++b) {
       const PlaneBlock<T>& block = blocks_[b];
-      V left = block.load_left(top), right = block.load_right(top);
-      if (fy != T(0)) {
-        left = gy * left + fy * block.load_left(bottom);
-        right = gy * right + fy * block.load_right(bottom);
-      }
-      V v[K];
+      V left, right, v[K];
+      taps(block, x, left, right);
       if (block.has_zero) {  // a tap of weight zero is not read
         for (int k = 0; k < K; ++k) v[k] = weigh<T>(left, right, block.fractions[k]);
       } else {
         for (int k = 0; k < K; ++k) v[k] = block.complements[k] * left + block.fractions[k] * right;
       }
-      if constexpr (Sigmoid) {
-        for (int k = 0; k < K; ++k) v[k] = vsigmoid<T>(v[k]);
-      }
-      if constexpr (is_power_of_two(K)) {
-        if (block.full && fast) {
-          interleave<T, K>(v);
-          for (int k = 0; k < K; ++k) {
-            const int64_t o = block.first[0] + k * L;
-            // Short rows end before the processor's own prefetching has caught up.
-            if (add) __builtin_prefetch(skip + o + kRowsAhead * args_.skip.stride_h);
-            __builtin_prefetch(out + o + kRowsAhead * args_.output.stride_h, 1);
-            if (add) v[k] += scale_ * load_as(skip + o);
-            store_as(out + o, v[k]);
-          }
-          continue;
-        }
-      }
-      T t[K * L];
-      order_steps<T, K>(v, t);
+      store_steps<T, K>(block, v, out, 1);
+    }
+  }
+
+  // The two taps of each lane's segment, straight from the input where they are neighbours there. A row's first and
+  // last block have one tap outside.
+  FCN_INLINE void taps(const PlaneBlock<T>& block, const In* x, V& left, V& right) const {
+    const int64_t w = g_.in_width, stride = args_.x.stride_w, first = block.left[0] - 1, last = block.left[L - 1] - 1;
+    if (block.contiguous && stride == 1 && first >= 0 && last < w - 1) {
+      left = load_as(x + first);
+      right = load_as(x + first + 1);
+    } else if (block.contiguous && stride == 1 && first == -1 && last < w - 1) {
+      right = load_as(x);
+      left = shuffle<T>(right, broadcast(g_.clamp ? right[0] : T(0)), FirstPattern());
+    } else if (block.contiguous && stride == 1 && first >= 0 && last == w - 1) {
+      left = load_as(x + first);
+      right = shuffle<T>(left, broadcast(g_.clamp ? left[L - 1] : T(0)), LastPattern());
+    } else {
       for (int l = 0; l < L; ++l) {
-        for (int k = 0; k < block.length[l]; ++k) {
-          T value = t[l * K + k];
-          const int64_t o = block.first[l] + k;
-          if (add) value += scale_ * (T)to_arithmetic(skip[o * args_.skip.stride_w]);
-          from_arithmetic(value, out + o);
-        }
+        const int64_t i = resolve(block.left[l] - 1, w, g_.clamp), j = resolve(block.right[l] - 1, w, g_.clamp);
+        left[l] = i < 0 ? T(0) : (T)to_arithmetic(x[i * stride]);
+        right[l] = j < 0 ? T(0) : (T)to_arithmetic(x[j * stride]);
       }
+    }
+  }
+
+  // Lanes move up or down by one; the free one is b's.
+  struct FirstPattern {
+    static constexpr int of(int i, int L) { return i == 0 ? L : i - 1; }
+  };
+  struct LastPattern {
+    static constexpr int of(int i, int) { return i + 1; }
+  };
+
+  // Short rows end before the processor's own prefetching has caught up.
+  FCN_INLINE void prefetch(const In* skip, const In* out) const {
+    constexpr int64_t line = 64 / sizeof(In);
+    for (int64_t i = 0; args_.skip.data && i < g_.out_width; i += line) __builtin_prefetch(skip + i);
+    for (int64_t i = 0; out && i < g_.out_width; i += line) __builtin_prefetch(out + i, 1);
+  }
+
+  // An output row: (1 - fy) top + fy bottom, plus the scaled skip, or its sigmoid; a row of weight zero is not read.
+  template <bool Add, bool Sigmoid>
+  FCN_INLINE void blend(const T* top, const T* bottom, T fy, In* out, const In* skip) const {
+    const int64_t width = g_.out_width;
+    if (fy == T(0)) bottom = top;
+    if (width < L) return blend_sparse(top, bottom, fy, out, skip);
+    const V f = broadcast(fy), g = broadcast(T(1) - fy), scale = broadcast(scale_);
+    int64_t i = 0;
+    for (; i + L <= width; i += L) blend_at<Add, Sigmoid>(top, bottom, f, g, scale, out, skip, i);
+    if (i < width) blend_at<Add, Sigmoid>(top, bottom, f, g, scale, out, skip, width - L);
+  }
+
+  template <bool Add, bool Sigmoid>
+  FCN_INLINE static void blend_at(const T* top, const T* bottom, V f, V g, V scale, In* out, const In* skip,
+                                  int64_t i) {
+    V v = g * load(top + i) + f * load(bottom + i);
+    if constexpr (Add) v += scale * load_as(skip + i);
+    if constexpr (Sigmoid) v = vsigmoid<T>(v);
+    store_as(out + i, v);
+  }
+
+  // The same where skip is not dense, or the row shorter than a vector.
+  FCN_NOINLINE void blend_sparse(const T* top, const T* bottom, T fy, In* out, const In* skip) const {
+    if (fy == T(0)) bottom = top;
+    for (int64_t i = 0; i < g_.out_width; ++i) {
+      T v = (T(1) - fy) * top[i] + fy * bottom[i];
+      if (args_.skip.data) v += scale_ * (T)to_arithmetic(skip[i * args_.skip.stride_w]);
+      if (args_.sigmoid) v = vsigmoid<T>(broadcast(v))[0];
+      from_arithmetic(v, out + i);
     }
   }
 
@@ -208,8 +263,14 @@ class Upsample {
   const Geometry& g_;
   Arena arena_;
   const T scale_;
-  int64_t bytes_ = 0, block_count_ = 0;
+  struct Wide {
+    int64_t y;
+    T* row;
+  };
+  int64_t block_count_ = 0;
   PlaneBlock<T>* blocks_;
+  Wide wide_[2];
+  const In* plane_;
   T *top_, *bottom_, *blend_, *logits_;
   In* line_;
 };
