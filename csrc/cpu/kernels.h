@@ -104,6 +104,22 @@ struct ArgmaxArgs {
   int64_t units_together = 1;
 };
 
+struct ConfusionMatrixArgs {
+  const Geometry* geometry;
+  Image x;
+  const void* target;  // [N, H, W] contiguous
+  LabelType target_type;
+  bool ignores;  // labels of ignore_index do not count
+  int64_t ignore_index;
+  int64_t* unit_bad_label;  // the first wrong label of each unit (-1: none)
+  int64_t units_together;   // as in ArgmaxArgs
+};
+
+// A worker's counts: a few tables [C + 1, C] (the last row: labels that do not count), one where they are large.
+constexpr int64_t kConfusionTables = 4;
+constexpr int64_t confusion_tables(int64_t classes) { return classes <= 32 ? kConfusionTables : 1; }
+constexpr int64_t confusion_table_size(int64_t classes) { return (classes + 1) * classes; }
+
 struct BinaryCrossEntropyArgs {
   const Geometry* geometry;
   Image x;
@@ -245,6 +261,8 @@ struct Kernels {
   void (*softmax)(const SoftmaxArgs&, int64_t unit, void* scratch);
   int64_t (*argmax_scratch)(const ArgmaxArgs&);
   void (*argmax)(const ArgmaxArgs&, int64_t unit, void* scratch);
+  int64_t (*confusion_matrix_scratch)(const ConfusionMatrixArgs&);
+  void (*confusion_matrix)(const ConfusionMatrixArgs&, int64_t unit, int64_t* counts, void* scratch);
   int64_t (*binary_cross_entropy_scratch)(const BinaryCrossEntropyArgs&);
   void (*binary_cross_entropy)(const BinaryCrossEntropyArgs&, int64_t unit, void* scratch);
   int64_t (*upsample_units)(const UpsampleArgs&);

@@ -12,6 +12,8 @@ int64_t softmax_scratch(const SoftmaxArgs&);
 void softmax(const SoftmaxArgs&, int64_t, void*);
 int64_t argmax_scratch(const ArgmaxArgs&);
 void argmax(const ArgmaxArgs&, int64_t, void*);
+int64_t confusion_matrix_scratch(const ConfusionMatrixArgs&);
+void confusion_matrix(const ConfusionMatrixArgs&, int64_t, int64_t*, void*);
 int64_t binary_cross_entropy_scratch(const BinaryCrossEntropyArgs&);
 void binary_cross_entropy(const BinaryCrossEntropyArgs&, int64_t, void*);
 int64_t upsample_units(const UpsampleArgs&);
@@ -57,6 +59,8 @@ const Kernels kKernels = {
     softmax,
     argmax_scratch,
     argmax,
+    confusion_matrix_scratch,
+    confusion_matrix,
     binary_cross_entropy_scratch,
     binary_cross_entropy,
     upsample_units,

@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <memory>
+#include <type_traits>
 
 #include "../checks.h"
 #include "dispatch.h"
@@ -59,19 +60,33 @@ inline Image window_of(const char* op, const char* name, const Tensor& t, const 
   return image;
 }
 
-// Calls run(unit, scratch) for every unit in [0, units) on torch's thread pool. Workers take units as they become
-// free; a unit's result does not depend on its worker.
+inline int64_t worker_count(int64_t units) { return std::min<int64_t>(units, torch::stable::get_num_threads()); }
+
+// How many neighbouring units to join where none depends on another: the fewest that still balance the threads.
+inline int64_t units_together(int64_t units) {
+  constexpr int64_t kPartsPerThread = 8;
+  return std::max<int64_t>(1, units / (kPartsPerThread * torch::stable::get_num_threads()));
+}
+
+// Calls run(unit, scratch) or run(unit, scratch, worker) for every unit in [0, units) on torch's thread pool. Workers
+// take units as they become free; a unit's result does not depend on its worker.
 template <typename Run>
 void for_each_unit(int64_t units, int64_t scratch_bytes, const Run& run) {
   if (units <= 0) return;
-  const int64_t workers = std::min<int64_t>(units, torch::stable::get_num_threads());
+  const int64_t workers = worker_count(units);
   const int64_t stride = (scratch_bytes + 127) / 64 * 64;
   const std::unique_ptr<char[]> memory(new char[workers * stride + 64]);
   char* base = memory.get() + (64 - reinterpret_cast<uintptr_t>(memory.get()) % 64) % 64;
   std::atomic<int64_t> next{0};
   torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
     for (int64_t worker = begin; worker < end; ++worker) {
-      for (int64_t unit; (unit = next.fetch_add(1)) < units;) run(unit, base + worker * stride);
+      for (int64_t unit; (unit = next.fetch_add(1)) < units;) {
+        if constexpr (std::is_invocable_v<Run, int64_t, void*, int64_t>) {
+          run(unit, base + worker * stride, worker);
+        } else {
+          run(unit, base + worker * stride);
+        }
+      }
     }
   });
 }

@@ -5,7 +5,6 @@ namespace fcn {
 namespace {
 
 constexpr const char* kName = "upsample_argmax";
-constexpr int64_t kPartsPerThread = 8;  // that balance the threads
 
 std::tuple<Tensor, Tensor> upsample_argmax(const Tensor& x, const std::vector<int64_t>& encoded, ScalarType dtype,
                                            bool confidence) {
@@ -23,7 +22,7 @@ std::tuple<Tensor, Tensor> upsample_argmax(const Tensor& x, const std::vector<in
   check(type != LabelType::kInt16 || last <= 32767, kName, "int16 labels cannot hold class ", last);
   const GeometryPlan plan(sampling, x.size(0));
   const int64_t units = x.size(0) * plan.geometry().unit_count;
-  const int64_t together = std::max<int64_t>(1, units / (kPartsPerThread * torch::stable::get_num_threads()));
+  const int64_t together = units_together(units);
   const ArgmaxArgs args{
       &plan.geometry(), image_of(kName, x), labels.data_ptr(), type, confidence ? winner.data_ptr() : nullptr,
       together};
