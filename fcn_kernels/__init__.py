@@ -7,6 +7,7 @@ from .backends import use_backend
 from .fusion import fuse, unfuse
 from .ops.check_labels import check_labels
 from .ops.conv_transpose_add import conv_transpose_add
+from .ops.conv_transpose_concat import conv_transpose_concat
 from .ops.score_argmax import score_argmax
 from .ops.score_cross_entropy import score_cross_entropy
 from .ops.score_softmax import score_log_softmax, score_softmax
@@ -27,6 +28,7 @@ __all__ = [
     "Sampling",
     "check_labels",
     "conv_transpose_add",
+    "conv_transpose_concat",
     "fuse",
     "nn",
     "score_argmax",

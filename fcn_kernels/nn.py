@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from . import reference
 from ._checks import check_smoothing, reduction_code
+from .ops.conv_transpose_concat import conv_transpose_concat
 from .ops.score_softmax import score_log_softmax, score_softmax
 from .ops.upsample import upsample
 from .ops.upsample_add import upsample_add
@@ -19,6 +20,7 @@ from .sampling import Sampling
 
 __all__ = [
     "BilinearConvTranspose2d",
+    "ConvTransposeConcat",
     "ScoreSoftmax",
     "SkipFusion",
     "UpsampleArgmax",
@@ -142,6 +144,55 @@ class SkipFusion(nn.Module):
 
     def extra_repr(self) -> str:
         return f"stride={self.stride}, skip_offset={self.skip_offset}, skip_scale={self.skip_scale}"
+
+
+class ConvTransposeConcat(nn.ConvTranspose2d):
+    """U-Net's skip fusion: a transposed convolution, behind the centre window of finer features.
+
+    An nn.ConvTranspose2d without padding in all other respects. Equivalent PyTorch::
+
+        y = super().forward(x)
+        oy, ox = [(s - t) // 2 for s, t in zip(skip.shape[2:], y.shape[2:])]
+        torch.cat([skip[:, :, oy : oy + y.shape[2], ox : ox + y.shape[3]], y], dim=1)
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, groups, bias: as of nn.ConvTranspose2d.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int] = 2,
+        stride: int | Sequence[int] = 2,
+        *,
+        groups: int = 1,
+        bias: bool = True,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, groups=groups, bias=bias, dtype=dtype, device=device
+        )
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        """x: [N, in_channels, h, w], skip: [N, C, Hs, Ws] to [N, C + out_channels, H, W]."""
+        size = [(n - 1) * s + k for n, s, k in zip(x.shape[2:], self.stride, self.kernel_size, strict=True)]
+        margins = [have - want for have, want in zip(skip.shape[2:], size, strict=True)]
+        if min(margins) < 0:
+            raise ValueError(
+                f"ConvTransposeConcat: skip has {skip.shape[2]} x {skip.shape[3]} pixels, fewer than the "
+                f"{size[0]} x {size[1]} that x of {x.shape[2]} x {x.shape[3]} becomes"
+            )
+        return conv_transpose_concat(
+            x,
+            self.weight,
+            skip,
+            self.bias,
+            stride=self.stride,
+            groups=self.groups,
+            skip_offset=[margin // 2 for margin in margins],
+        )
 
 
 class ScoreSoftmax(nn.Conv2d):

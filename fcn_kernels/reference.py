@@ -430,6 +430,27 @@ def conv_transpose_add(
     return _like(y, x)
 
 
+def conv_transpose_concat(
+    x: Tensor,
+    weight: Tensor,
+    skip: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    groups: int,
+    offset: Sequence[int],
+    output_size: Sequence[int],
+    skip_offset: Sequence[int],
+) -> Tensor:
+    """The window of skip, then ``F.conv_transpose2d(x, weight, bias, stride=stride, groups=groups)``, cropped."""
+    y = F.conv_transpose2d(x, weight, bias, stride=tuple(stride), groups=groups)
+    return _like(torch.cat([_window(skip, skip_offset, output_size), _window(y, offset, output_size)], dim=1), x)
+
+
+def channel_sum(x: Tensor) -> Tensor:
+    """``x.sum((0, 2, 3))`` in the arithmetic dtype."""
+    return x.sum((0, 2, 3), dtype=arithmetic_dtype(x.dtype))
+
+
 def conv_transpose_add_backward(
     grad: Tensor,
     x: Tensor,

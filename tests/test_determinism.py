@@ -60,6 +60,23 @@ CALLS: dict[str, tuple[str, Callable[[Tensor, Tensor], Tensor]]] = {
         "conv_transpose_add",
         lambda x, t: fk.conv_transpose_add(x, x[0, :, None, 8:24, 8:24], stride=8, groups=7, offset=(3, 0)),
     ),
+    # Wide enough for several units in every direction; weight and bias are parts of x here too.
+    "conv_transpose_concat": (
+        "conv_transpose_concat",
+        lambda x, t: fk.conv_transpose_concat(
+            x.repeat(1, 8, 1, 1),
+            x.flatten()[: 56 * 60 * 4].view(56, 60, 2, 2),
+            x.repeat(1, 1, 2, 2),
+            x[0, 0].flatten()[:60],
+            stride=2,
+        ),
+    ),
+    "conv_transpose_concat-overlapping": (
+        "conv_transpose_concat",
+        lambda x, t: fk.conv_transpose_concat(
+            x, x[0, :, None, 8:11, 8:12], x.repeat(1, 1, 3, 4), x[0, 0, 0, :1], stride=(2, 3), offset=(1, 0)
+        ),
+    ),
     "binary-none": (
         "upsample_binary_cross_entropy",
         lambda x, t: fk.upsample_binary_cross_entropy(

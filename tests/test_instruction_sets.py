@@ -179,6 +179,47 @@ def test_conv_transpose(instruction_set: str, dtype: torch.dtype, case: str) -> 
             check_budget(ours, plain, oracle, x, gain=float(oracle.abs().max()))
 
 
+# (Cin, Cout, groups, kernel = stride, size): full tiles of rows and of pixels, rests, and more than one of each block.
+PATCHES = {
+    "unet": (40, 24, 1, (2, 2), (5, 21)),
+    "groups": (6, 4, 2, (3, 5), (4, 9)),
+    "four": (3, 18, 1, (4, 4), (3, 33)),
+    "one": (70, 33, 1, (1, 1), (6, 7)),
+    "deep": (300, 140, 1, (2, 2), (12, 13)),
+    "large": (2, 1, 1, (20, 17), (2, 3)),
+}
+
+
+@pytest.mark.parametrize("case", PATCHES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_conv_transpose_without_overlap(instruction_set: str, dtype: torch.dtype, case: str) -> None:
+    inputs, outputs, groups, stride, size = PATCHES[case]
+    for layout in ("contiguous", "channels_last", "sliced"):
+        x = LAYOUTS[layout](torch.randn(2, inputs, *size).to(dtype))
+        weight = (torch.randn(inputs, outputs // groups, *stride) * inputs**-0.5).to(dtype)
+        bias = torch.randn(outputs).to(dtype)
+        crop = [i * s - 1 for i, s in zip(size, stride, strict=True)]
+        skip = LAYOUTS[layout](torch.randn(2, outputs, crop[0] + 1, crop[1] + 2).to(dtype))
+        grad = LAYOUTS[layout](torch.randn(2, outputs, *crop).to(dtype))
+        results = []
+        for ops, cast in ((torch.ops.fcn_kernels, dtype), (reference, dtype), (reference, torch.float64)):
+            x_, weight_, skip_, bias_, grad_ = (t.to(cast) for t in (x, weight, skip, bias, grad))
+            where = stride, groups, [1, 0], crop
+            results.append(
+                (
+                    ops.conv_transpose_add(x_, weight_, skip_, *where, [1, 2], 0.5),
+                    ops.conv_transpose_concat(x_, weight_, skip_, bias_, *where, [1, 2]),
+                    ops.conv_transpose_concat(x_, weight_, skip_, None, *where, [0, 1]),
+                    *ops.conv_transpose_add_backward(grad_, x_, weight_, stride, groups, [1, 0], True, True),
+                )
+            )
+        for ours, plain, oracle in zip(*results, strict=True):
+            check_budget(ours, plain, oracle, x, gain=float(oracle.abs().max()))
+        exact = grad.double().sum((0, 2, 3))
+        ours = torch.ops.fcn_kernels.channel_sum(grad)
+        check_budget(ours, exact.to(ours.dtype), exact, grad, gain=grad[:, 0].numel() ** 0.5)
+
+
 def evaluate_scores(
     x: Tensor, weight: Tensor, bias: Tensor, grad: Tensor, outputs: list[Tensor], target: Tensor, ops: object
 ) -> dict[str, Tensor]:

@@ -66,6 +66,11 @@ def arguments(x: Tensor) -> dict[str, list[tuple]]:
             (image(2, 5, 7, 9), x, image(5, 1, 3, 3), [2, 2], 5, [0, 0], True, False),
             (image(2, 5, 7, 9), x, image(5, 1, 3, 3), [2, 2], 5, [0, 0], False, True),
         ],
+        "conv_transpose_concat": [
+            (x, image(5, 2, 2, 2), image(2, 3, 9, 9), image(2), [2, 2], 1, [0, 0], [6, 8], [1, 0]),
+            (x, image(5, 1, 3, 3), image(2, 1, 6, 6), None, [2, 2], 5, [1, 1], [6, 6], [0, 0]),
+        ],
+        "channel_sum": [(x,)],
         "score_softmax": [(x, image(3, 5), image(3), False), (x, image(3, 5), None, True)],
         "score_softmax_backward": [
             (torch.randn(2, 3, 3, 4), x.detach(), torch.randn(3, 5), torch.randn(2, 3, 3, 4).softmax(1), log, a, b)
@@ -168,6 +173,9 @@ COMPILED: dict[str, Callable[..., Tensor]] = {
     "sigmoid": lambda x, t: fk.upsample_sigmoid(x, t.shape[1:]),
     "binary": lambda x, t: fk.upsample_binary_cross_entropy(x[:, :1], (t > 1).long()),
     "conv-transpose": lambda x, t: fk.conv_transpose_add(x, x.new_ones(3, 2, 4, 4), stride=2, offset=(1, 0)),
+    "conv-transpose-concat": lambda x, t: fk.conv_transpose_concat(
+        x, x.new_ones(3, 2, 2, 2), x.repeat(1, 2, 2, 2), x.new_ones(2), stride=2
+    ),
     "score": lambda x, t: fk.score_softmax(x, x.new_ones(4, 3)),
     "score-cross-entropy": lambda x, t: fk.score_cross_entropy(x, x.new_ones(4, 3), None, x.detach().argmax(1)),
 }

@@ -10,6 +10,7 @@ from torch import nn
 import fcn_kernels as fk
 from fcn_kernels.nn import (
     BilinearConvTranspose2d,
+    ConvTransposeConcat,
     ScoreSoftmax,
     SkipFusion,
     UpsampleArgmax,
@@ -58,6 +59,18 @@ def test_skip_fusion() -> None:
     full = F.conv_transpose2d(x, bilinear_weight(3, 4, groups=3, dtype=torch.float64), stride=2, groups=3)
     expected = full + 0.01 * skip[:, :, 5:17, 5:19]
     torch.testing.assert_close(SkipFusion(skip_offset=5, skip_scale=0.01)(x, skip), expected)
+
+
+@pytest.mark.parametrize("size", [(14, 15), (10, 12)])
+def test_conv_transpose_concat(size: tuple[int, int]) -> None:
+    theirs = nn.ConvTranspose2d(4, 6, 2, 2, groups=2)
+    ours = ConvTransposeConcat(4, 6, groups=2)
+    ours.load_state_dict(theirs.state_dict())
+    x, skip = torch.randn(2, 4, 5, 6), torch.randn(2, 3, *size)
+    oy, ox = (size[0] - 10) // 2, (size[1] - 12) // 2
+    torch.testing.assert_close(ours(x, skip), torch.cat([skip[:, :, oy : oy + 10, ox : ox + 12], theirs(x)], dim=1))
+    with pytest.raises(ValueError, match="skip has 14 x 11 pixels, fewer than the 10 x 12 that x of 5 x 6 becomes"):
+        ours(x, torch.randn(2, 3, 14, 11))
 
 
 @pytest.mark.parametrize("log", [False, True])

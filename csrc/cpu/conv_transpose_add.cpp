@@ -1,39 +1,8 @@
 // conv_transpose_add and its gradients on the CPU.
-#include "skin.h"
+#include "conv_transpose.h"
 
 namespace fcn {
 namespace {
-
-using Bytes = std::unique_ptr<char[]>;
-
-Bytes bytes(int64_t count) { return Bytes(count > 0 ? new char[count] : nullptr); }
-
-// What both directions check: `y` is the output, or the gradient that arrives there.
-ConvTransposeArgs arguments(const char* op, const Tensor& x, const Tensor& weight, const std::vector<int64_t>& stride,
-                            int64_t groups, const std::vector<int64_t>& offset, int64_t height, int64_t width) {
-  check(x.dim() == 4, op, "x must be [N, Cin, h, w], got shape ", shape_of(x));
-  check(weight.dim() == 4 && weight.numel() > 0, op, "weight must be [Cin, Cout / groups, ky, kx], got shape ",
-        shape_of(weight));
-  check(weight.scalar_type() == x.scalar_type(), op, "weight and x must have the same dtype");
-  check(x.size(1) == weight.size(0) && groups > 0 && x.size(1) % groups == 0, op, "x has ", x.size(1),
-        " channels and weight ", weight.size(0), ", with groups = ", groups);
-  check(x.size(2) > 0 && x.size(3) > 0, op, "x must have pixels, got shape ", shape_of(x));
-  check(stride.size() == 2 && stride[0] > 0 && stride[1] > 0, op, "stride must be two positive integers");
-  const int64_t full_h = (x.size(2) - 1) * stride[0] + weight.size(2);
-  const int64_t full_w = (x.size(3) - 1) * stride[1] + weight.size(3);
-  check(offset.size() == 2 && offset[0] >= 0 && offset[1] >= 0 && height > 0 && width > 0 &&
-            offset[0] + height <= full_h && offset[1] + width <= full_w,
-        op, "the crop of ", height, " x ", width, " leaves the transposed convolution of ", full_h, " x ", full_w);
-  ConvTransposeArgs args{};
-  args.x = image_of(op, x);
-  args.weight = image_of(op, weight);
-  args.groups = groups;
-  args.stride_h = stride[0];
-  args.stride_w = stride[1];
-  args.offset_h = offset[0];
-  args.offset_w = offset[1];
-  return args;
-}
 
 Tensor conv_transpose_add(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& skip,
                           const std::vector<int64_t>& stride, int64_t groups, const std::vector<int64_t>& offset,
@@ -42,7 +11,7 @@ Tensor conv_transpose_add(const Tensor& x, const Tensor& weight, const std::opti
   constexpr const char* op = "conv_transpose_add";
   check(output_size.size() == 2, op, "output_size must be two integers");
   const int64_t height = output_size[0], width = output_size[1];
-  ConvTransposeArgs args = arguments(op, x, weight, stride, groups, offset, height, width);
+  ConvTransposeArgs args = conv_transpose_arguments(op, x, weight, stride, groups, offset, height, width);
   const int64_t channels = weight.size(1) * groups;
   const Tensor out = empty_image(x, channels, height, width, x.scalar_type());
   if (out.numel() == 0) return out;
@@ -55,13 +24,7 @@ Tensor conv_transpose_add(const Tensor& x, const Tensor& weight, const std::opti
     check(skip->scalar_type() == x.scalar_type(), op, "skip and x must have the same dtype");
     args.skip = window_of(op, "skip", *skip, skip_offset, height, width);
   }
-  const Kernels& k = kernels();
-  const ConvTransposePlan plan = k.conv_transpose_plan(args);
-  const Bytes packed = bytes(plan.packed_bytes);
-  args.packed = packed.get();
-  for_each_unit(plan.pack_units, 0, [&](int64_t unit, void*) { k.conv_transpose_pack(args, unit); });
-  for_each_unit(plan.units, plan.scratch_bytes,
-                [&](int64_t unit, void* scratch) { k.conv_transpose_add(args, unit, scratch); });
+  run_conv_transpose(args, 0, [](int64_t) {});
   return out;
 }
 
@@ -72,7 +35,7 @@ std::tuple<Tensor, Tensor> conv_transpose_add_backward(const Tensor& grad, const
   constexpr const char* op = "conv_transpose_add_backward";
   check(grad.dim() == 4 && grad.size(0) == x.size(0), op, "grad must be [N, Cout, H, W] with N = ", x.size(0),
         ", got shape ", shape_of(grad));
-  ConvTransposeArgs args = arguments(op, x, weight, stride, groups, offset, grad.size(2), grad.size(3));
+  ConvTransposeArgs args = conv_transpose_arguments(op, x, weight, stride, groups, offset, grad.size(2), grad.size(3));
   check(grad.size(1) == weight.size(1) * groups, op, "grad has ", grad.size(1), " channels, expected ",
         weight.size(1) * groups);
   check(grad.scalar_type() == x.scalar_type(), op, "grad and x must have the same dtype");
@@ -86,7 +49,7 @@ std::tuple<Tensor, Tensor> conv_transpose_add_backward(const Tensor& grad, const
     return {grad_x, grad_weight};
   }
   args.output = image_of(op, grad);
-  args.pixelwise = is_channels_last(grad);
+  args.pixelwise = grad.stride(1) == 1 && grad.size(1) > 1 && grad.stride(3) != 1;
   if (need_x) args.grad_x = image_of(op, grad_x);
   if (need_weight) args.grad_weight = image_of(op, grad_weight);
   const Kernels& k = kernels();

@@ -1,5 +1,5 @@
 // Learned transposed convolution, crop and skip in one pass: per output row the lines of the input rows that reach it
-// times the packed weights, the skip added on the way out. See conv_lines.h.
+// times the packed weights, bias and skip added on the way out. See conv_lines.h.
 #include "conv_lines.h"
 
 namespace fcn {
@@ -35,6 +35,7 @@ class ConvTransposeAdd {
     out_pitch_ = line_pitch<T>(c.periods * c.vectors * L);
     const int64_t outer = share_channels(p_, args.groups, args.pixelwise, sizeof(T));
     out_ = arena_.take<T>(outer * out_pitch_);
+    bias_ = arena_.take<T>(outer);
     row_ = arena_.take<In>(args.output.width + L);
   }
 
@@ -46,6 +47,7 @@ class ConvTransposeAdd {
     const Chunk chunk = chunk_of(unit, args_.output.batch * shares_, args_.output.height);
     share_ = share_of(chunk.item % shares_, p_, args_.groups, args_.pixelwise, sizeof(T));
     image_ = chunk.item / shares_;
+    read_bias();
     memset(lines_, 0, p_.row_taps * slot_size_ * sizeof(T));
     for (int64_t slot = 0; slot < p_.row_taps; ++slot) rows_[slot] = -1;
     for (int64_t y = chunk.begin; y < chunk.end; ++y) compute_row(y);
@@ -69,8 +71,17 @@ class ConvTransposeAdd {
                          out_pitch_);
       out += (p_.block_begin(share_.block_end) - p_.block_begin(share_.block_begin)) * out_pitch_;
     }
-    const int64_t c = share_.group_begin * p_.outer + p_.block_begin(share_.block_begin);
-    finish(c, (out - out_) / out_pitch_, y);
+    finish(first_channel(), (out - out_) / out_pitch_, y);
+  }
+
+  int64_t first_channel() const { return share_.group_begin * p_.outer + p_.block_begin(share_.block_begin); }
+
+  // Of the share's channels; none is -0, which leaves every sum as it is.
+  void read_bias() {
+    const int64_t count = (share_.group_end - share_.group_begin) *
+                          (p_.block_begin(share_.block_end) - p_.block_begin(share_.block_begin));
+    const In* from = (const In*)args_.bias + first_channel();
+    for (int64_t i = 0; i < count; ++i) bias_[i] = args_.bias ? (T)to_arithmetic(from[i]) : T(-0.0);
   }
 
   // The lines of an input row, of all inner channels of the share.
@@ -126,24 +137,25 @@ class ConvTransposeAdd {
     if (args_.pixelwise) return finish_pixels(line, count, add, out);
     const bool stream = leaves_cache(output, sizeof(In));
     for (int64_t i = 0; i < count; ++i) {
-      finish_row(line + i * out_pitch_, add + i * skip.stride_c, stream ? row_ : out);
+      finish_row(line + i * out_pitch_, bias_[i], add + i * skip.stride_c, stream ? row_ : out);
       if (stream) stream_copy(out, row_, output.width * (int64_t)sizeof(In));
       out += output.stride_c;
     }
   }
 
-  void finish_row(const T* line, const In* add, In* out) const {
+  void finish_row(const T* line, T bias, const In* add, In* out) const {
     const int64_t width = args_.output.width, stride = args_.skip.stride_w;
+    const Vec<T> biases = broadcast(bias);
     int64_t i = 0;
     if (!args_.skip.data) {
-      for (; i + L <= width; i += L) store_as(out + i, load(line + i));
-      for (; i < width; ++i) from_arithmetic(line[i], out + i);
+      for (; i + L <= width; i += L) store_as(out + i, load(line + i) + biases);
+      for (; i < width; ++i) from_arithmetic(line[i] + bias, out + i);
       return;
     }
     if (stride == 1) {
-      for (; i + L <= width; i += L) store_as(out + i, load(line + i) + scale_ * load_as(add + i));
+      for (; i + L <= width; i += L) store_as(out + i, load(line + i) + biases + scale_ * load_as(add + i));
     }
-    for (; i < width; ++i) from_arithmetic(line[i] + scale_ * (T)to_arithmetic(add[i * stride]), out + i);
+    for (; i < width; ++i) from_arithmetic(line[i] + bias + scale_ * (T)to_arithmetic(add[i * stride]), out + i);
   }
 
   void finish_pixels(const T* line, int64_t count, const In* add, In* out) const {
@@ -168,15 +180,14 @@ class ConvTransposeAdd {
   template <int K>
   FCN_INLINE void finish_channels(const T* from, const In* add, int64_t at, int64_t c, In* out) const {
     const Image& skip = args_.skip;
-    if (!skip.data) {
-      for (int k = 0; k < K; ++k) from_arithmetic(from[k], out + c + k);
-    } else if (skip.stride_c == 1) {
-      for (int k = 0; k < K; ++k) from_arithmetic(from[k] + scale_ * (T)to_arithmetic(add[at + c + k]), out + c + k);
-    } else {
-      for (int k = 0; k < K; ++k) {
-        from_arithmetic(from[k] + scale_ * (T)to_arithmetic(add[at + (c + k) * skip.stride_c]), out + c + k);
-      }
+    T t[K];
+    for (int k = 0; k < K; ++k) t[k] = from[k] + bias_[c + k];
+    if (skip.data && skip.stride_c == 1) {
+      for (int k = 0; k < K; ++k) t[k] += scale_ * (T)to_arithmetic(add[at + c + k]);
+    } else if (skip.data) {
+      for (int k = 0; k < K; ++k) t[k] += scale_ * (T)to_arithmetic(add[at + (c + k) * skip.stride_c]);
     }
+    for (int k = 0; k < K; ++k) from_arithmetic(t[k], out + c + k);
   }
 
   const ConvTransposeArgs& args_;
@@ -189,7 +200,8 @@ class ConvTransposeAdd {
   T* lines_;       // [row_taps][inner channels][pitch]: input row i in slot i mod row_taps
   int64_t* rows_;  // which row a slot holds
   const T** steps_[2];
-  T* out_;  // [outer channels][out_pitch]
+  T* out_;   // [outer channels][out_pitch]
+  T* bias_;  // [outer channels]
   In* row_;
 };
 

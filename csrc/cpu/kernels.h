@@ -168,10 +168,11 @@ struct ConvTransposeArgs {
   Image x;
   Image weight;  // [Cin, Cout / groups, ky, kx] as [batch, channels, height, width]
   int64_t groups, stride_h, stride_w, offset_h, offset_w;
-  Image output;  // the crop window, or the gradient that arrives there
-  Image skip;    // its crop window; data null: none
+  Image output;      // the crop window, or the gradient that arrives there
+  const void* bias;  // [Cout] in the dtype of x, or null
+  Image skip;        // its crop window; data null: none
   double skip_scale;
-  bool pixelwise;  // output is channels_last
+  bool pixelwise;  // the channels of a pixel of output stand together
   void* packed;    // the weights in the kernel's order
   // Backward; data null: not wanted.
   Image grad_x;
@@ -183,6 +184,17 @@ struct ConvTransposePlan {
   int64_t packed_bytes, pack_units;
   int64_t units, scratch_bytes;
   int64_t parts_bytes, sum_units;
+};
+
+// Copies `from` to `to`, images of the same shape and dtype.
+struct CopyArgs {
+  Image from, to;
+};
+
+// Sums over the images and pixels of every channel, in parts: parts[part][channel].
+struct ChannelSumArgs {
+  Image x;
+  double* parts;
 };
 
 // A 1x1 convolution, z[c] = bias[c] + sum_k weight[c][k] x[k] per pixel, and what its operators make of the scores z.
@@ -280,6 +292,12 @@ struct Kernels {
   void (*conv_transpose_backward_pack)(const ConvTransposeArgs&, int64_t unit);
   void (*conv_transpose_backward)(const ConvTransposeArgs&, int64_t unit, void* scratch);
   void (*conv_transpose_sum_parts)(const ConvTransposeArgs&, int64_t unit);
+  int64_t (*copy_units)(const CopyArgs&);
+  void (*copy)(const CopyArgs&, int64_t unit);
+  int64_t (*channel_sum_parts)(const ChannelSumArgs&);
+  int64_t (*channel_sum_units)(const ChannelSumArgs&);
+  int64_t (*channel_sum_scratch)(const ChannelSumArgs&);
+  void (*channel_sum)(const ChannelSumArgs&, int64_t unit, void* scratch);
   // Scores: pack_scores first, all of its units.
   int64_t (*score_units)(const ScoreArgs&);
   int64_t (*packed_scores_size)(const ScoreArgs&);  // in elements

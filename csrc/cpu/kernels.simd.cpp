@@ -30,6 +30,12 @@ ConvTransposePlan conv_transpose_backward_plan(const ConvTransposeArgs&);
 void conv_transpose_backward_pack(const ConvTransposeArgs&, int64_t);
 void conv_transpose_backward(const ConvTransposeArgs&, int64_t, void*);
 void conv_transpose_sum_parts(const ConvTransposeArgs&, int64_t);
+int64_t copy_units(const CopyArgs&);
+void copy(const CopyArgs&, int64_t);
+int64_t channel_sum_parts(const ChannelSumArgs&);
+int64_t channel_sum_units(const ChannelSumArgs&);
+int64_t channel_sum_scratch(const ChannelSumArgs&);
+void channel_sum(const ChannelSumArgs&, int64_t, void*);
 int64_t score_units(const ScoreArgs&);
 int64_t packed_scores_size(const ScoreArgs&);
 int64_t pack_scores_units(const ScoreArgs&);
@@ -77,6 +83,12 @@ const Kernels kKernels = {
     conv_transpose_backward_pack,
     conv_transpose_backward,
     conv_transpose_sum_parts,
+    copy_units,
+    copy,
+    channel_sum_parts,
+    channel_sum_units,
+    channel_sum_scratch,
+    channel_sum,
     score_units,
     packed_scores_size,
     pack_scores_units,

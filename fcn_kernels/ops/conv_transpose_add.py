@@ -93,6 +93,35 @@ batched_per_sample("conv_transpose_add", [0, 2])
 batched_per_sample("conv_transpose_add_backward", [0, 1], loop_if=lambda *args: args[7])
 
 
+def check_conv_transpose(
+    op: str,
+    x: Tensor,
+    weight: Tensor,
+    stride: int | Sequence[int],
+    groups: int,
+    offset: Sequence[int],
+    output_size: Sequence[int] | None,
+) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+    """A transposed convolution and a crop that lies inside its output: stride, offset and size of the crop as pairs."""
+    sy, sx = check_pair(op, "stride", stride, 1)
+    if check_index(op, "groups", groups) < 1:
+        raise ValueError(f"{op}: groups must be at least 1, got {groups}")
+    if weight.shape[0] != x.shape[1] or x.shape[1] % groups != 0:
+        raise ValueError(
+            f"{op}: weight must be [Cin, Cout / groups, ky, kx] with Cin = {x.shape[1]}, the channels of x, "
+            f"divisible by groups = {groups}, got shape {list(weight.shape)}"
+        )
+    full = (x.shape[2] - 1) * sy + weight.shape[2], (x.shape[3] - 1) * sx + weight.shape[3]
+    cy, cx = check_pair(op, "offset", offset, 0)
+    size = (full[0] - cy, full[1] - cx) if output_size is None else check_pair(op, "output_size", output_size, 1)
+    if size[0] < 1 or size[1] < 1 or cy + size[0] > full[0] or cx + size[1] > full[1]:
+        raise ValueError(
+            f"{op}: the crop of {size[0]} x {size[1]} pixels at ({cy}, {cx}) leaves the transposed convolution, "
+            f"which has {full[0]} x {full[1]}"
+        )
+    return (sy, sx), (cy, cx), size
+
+
 def _bilinear_sampling(
     x: Tensor, weight: Tensor, stride: tuple[int, int], groups: int, offset: tuple[int, int], size: tuple[int, int]
 ) -> Sampling | None:
@@ -188,27 +217,12 @@ def conv_transpose_add(
         skip = None if skip is None else skip.to(dtype)
     check_same_dtype(op, x, weight=weight, skip=skip)
     check_same_device(op, x, weight=weight, skip=skip)
-    sy, sx = check_pair(op, "stride", stride, 1)
-    if check_index(op, "groups", groups) < 1:
-        raise ValueError(f"{op}: groups must be at least 1, got {groups}")
-    if weight.shape[0] != x.shape[1] or x.shape[1] % groups != 0:
-        raise ValueError(
-            f"{op}: weight must be [Cin, Cout / groups, ky, kx] with Cin = {x.shape[1]}, the channels of x, "
-            f"divisible by groups = {groups}, got shape {list(weight.shape)}"
-        )
-    full = (x.shape[2] - 1) * sy + weight.shape[2], (x.shape[3] - 1) * sx + weight.shape[3]
-    cy, cx = check_pair(op, "offset", offset, 0)
-    size = (full[0] - cy, full[1] - cx) if output_size is None else check_pair(op, "output_size", output_size, 1)
-    if size[0] < 1 or size[1] < 1 or cy + size[0] > full[0] or cx + size[1] > full[1]:
-        raise ValueError(
-            f"{op}: the crop of {size[0]} x {size[1]} pixels at ({cy}, {cx}) leaves the transposed convolution, "
-            f"which has {full[0]} x {full[1]}"
-        )
+    stride, offset, size = check_conv_transpose(op, x, weight, stride, groups, offset, output_size)
     window = (0, 0)
     if skip is not None:
         window = check_window(op, "skip", skip, x, weight.shape[1] * groups, skip_offset, size)
     scale = check_scale(op, "skip_scale", skip_scale)
-    sampling = _bilinear_sampling(x, weight, (sy, sx), groups, (cy, cx), size)
+    sampling = _bilinear_sampling(x, weight, stride, groups, offset, size)
     if sampling is not None:
         return upsample(x, sampling) if skip is None else _upsample_add(x, skip, sampling.encode(), window, scale)
-    return _conv_transpose_add(x, weight, skip, (sy, sx), groups, (cy, cx), size, window, scale)
+    return _conv_transpose_add(x, weight, skip, stride, groups, offset, size, window, scale)

@@ -1,0 +1,86 @@
+// Sums of channels. A row is summed in the arithmetic type, the rows in double, in an order that follows from the
+// shapes: a unit is a part of the rows of all images, of one channel or, where the channels of a pixel stand together,
+// of all.
+#include "planes.h"
+
+namespace fcn {
+namespace FCN_ISA {
+
+namespace {
+
+constexpr int64_t kPartPixels = 1 << 14;  // that are worth a sum of their own
+
+bool is_pixelwise(const Image& x) { return x.stride_c == 1 && x.channels > 1 && x.stride_w != 1; }
+
+template <typename T, typename In>
+T sum_of_row(const In* p, int64_t stride, int64_t count) {
+  constexpr int L = kLanes<T>;
+  T total = 0;
+  int64_t i = 0;
+  if (stride == 1 && count >= L) {
+    Vec<T> sum[4] = {};
+    for (; i + 4 * L <= count; i += 4 * L) {
+      for (int v = 0; v < 4; ++v) sum[v] += load_as(p + i + v * L);
+    }
+    for (; i + L <= count; i += L) sum[0] += load_as(p + i);
+    sum[0] = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+    for (int l = 0; l < L; ++l) total += sum[0][l];
+  }
+  for (; i < count; ++i) total += to_arithmetic(p[i * stride]);
+  return total;
+}
+
+template <typename T, typename In>
+void sum_channels(const Image& x, int64_t begin, int64_t end, T* row, double* sums) {
+  constexpr int L = kLanes<T>;
+  const int64_t whole = x.channels / L * L;
+  for (int64_t c = 0; c < x.channels; ++c) sums[c] = 0;
+  for (int64_t r = begin; r < end; ++r) {
+    const In* p = (const In*)x.data + r / x.height * x.stride_n + r % x.height * x.stride_h;
+    memset(row, 0, x.channels * sizeof(T));
+    for (int64_t i = 0; i < x.width; ++i, p += x.stride_w) {
+      for (int64_t c = 0; c < whole; c += L) store(row + c, load(row + c) + load_as(p + c));
+      for (int64_t c = whole; c < x.channels; ++c) row[c] += (T)to_arithmetic(p[c]);
+    }
+    for (int64_t c = 0; c < x.channels; ++c) sums[c] += row[c];
+  }
+}
+
+}  // namespace
+
+int64_t channel_sum_parts(const ChannelSumArgs& args) {
+  const Image& x = args.x;
+  const int64_t rows = x.batch * x.height, items = is_pixelwise(x) ? 1 : x.channels;
+  int64_t parts = parts_of(items, rows);
+  const int64_t worth = rows * x.width * (is_pixelwise(x) ? x.channels : 1) / kPartPixels + 1;
+  if (parts > worth) parts = worth;
+  return parts;
+}
+
+int64_t channel_sum_units(const ChannelSumArgs& args) {
+  return channel_sum_parts(args) * (is_pixelwise(args.x) ? 1 : args.x.channels);
+}
+
+int64_t channel_sum_scratch(const ChannelSumArgs& args) { return args.x.channels * (int64_t)sizeof(double); }
+
+void channel_sum(const ChannelSumArgs& args, int64_t unit, void* scratch) {
+  const Image& x = args.x;
+  const int64_t parts = channel_sum_parts(args), part = unit % parts, rows = x.batch * x.height;
+  const int64_t begin = rows * part / parts, end = rows * (part + 1) / parts;
+  double* sums = args.parts + part * x.channels;
+  visit_dtype(x.dtype, [&](auto zero) {
+    using In = decltype(zero);
+    using T = ArithmeticOf<In>;
+    if (is_pixelwise(x)) return sum_channels<T, In>(x, begin, end, (T*)scratch, sums);
+    const int64_t c = unit / parts;
+    double sum = 0;
+    for (int64_t r = begin; r < end; ++r) {
+      const In* p = (const In*)x.data + r / x.height * x.stride_n + c * x.stride_c + r % x.height * x.stride_h;
+      sum += sum_of_row<T>(p, x.stride_w, x.width);
+    }
+    sums[c] = sum;
+  });
+}
+
+}  // namespace FCN_ISA
+}  // namespace fcn

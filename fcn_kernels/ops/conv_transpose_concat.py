@@ -1,0 +1,120 @@
+"""conv_transpose_concat: U-Net's skip fusion, a learned transposed convolution beside a window of finer features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from .._checks import FLOATING, autocast_dtype, check_image, check_same_device, check_same_dtype, check_window
+from .._library import batched_per_sample, define, differentiable
+from . import channel_sum  # noqa: F401
+from ._fakes import empty_image
+from .conv_transpose_add import check_conv_transpose
+from .upsample_add import window_gradient
+
+define(
+    "conv_transpose_concat(Tensor x, Tensor weight, Tensor skip, Tensor? bias, SymInt[] stride, SymInt groups,"
+    " SymInt[] offset, SymInt[] output_size, SymInt[] skip_offset) -> Tensor",
+    reference.conv_transpose_concat,
+    lambda x, weight, skip, bias, stride, groups, offset, output_size, skip_offset: empty_image(
+        x, skip.shape[1] + weight.shape[1] * groups, output_size
+    ),
+)
+
+
+def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    x, weight, skip, _, ctx.stride, ctx.groups, ctx.offset, _, ctx.skip_offset = inputs
+    ctx.skip_shape = skip.shape
+    ctx.save_for_backward(x, weight)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple:
+    """The parts of `grad` are read where they stand."""
+    x, weight = ctx.saved_tensors
+    need_x, need_weight, need_skip, need_bias = ctx.needs_input_grad[:4]
+    grad_x = grad_weight = grad_skip = grad_bias = None
+    skip_grad, up_grad = grad[:, : ctx.skip_shape[1]], grad[:, ctx.skip_shape[1] :]
+    if need_skip:
+        grad_skip = window_gradient(skip_grad, 1.0, ctx.skip_offset, ctx.skip_shape[2:])
+    if need_bias:
+        grad_bias = _channel_sum(up_grad).to(grad.dtype)
+    if need_x or need_weight:
+        grad_x, grad_weight = _gradients(up_grad, x, weight, ctx.stride, ctx.groups, ctx.offset, need_x, need_weight)
+    return grad_x if need_x else None, grad_weight if need_weight else None, grad_skip, grad_bias, *(None,) * 5
+
+
+differentiable("conv_transpose_concat", _backward, _setup_context)
+batched_per_sample("conv_transpose_concat", [0, 2])
+
+_conv_transpose_concat = torch.ops.fcn_kernels.conv_transpose_concat.default
+_gradients = torch.ops.fcn_kernels.conv_transpose_add_backward.default
+_channel_sum = torch.ops.fcn_kernels.channel_sum.default
+
+
+def conv_transpose_concat(
+    x: Tensor,  # [N, Cin, h, w]
+    weight: Tensor,  # [Cin, Cout / groups, ky, kx]
+    skip: Tensor,  # [N, Cskip, Hs, Ws]
+    bias: Tensor | None = None,  # [Cout]
+    *,
+    stride: int | Sequence[int],
+    groups: int = 1,
+    offset: Sequence[int] = (0, 0),
+    output_size: Sequence[int] | None = None,
+    skip_offset: Sequence[int] = (0, 0),
+) -> Tensor:  # [N, Cskip + Cout, H, W]
+    """U-Net's skip fusion: a window of finer features, and behind them in one tensor a transposed convolution, cropped.
+
+    Both are written to their place at once: there is no tensor of the convolution, and none of the window.
+    Equivalent PyTorch::
+
+        (cy, cx), (oy, ox) = offset, skip_offset
+        y = F.conv_transpose2d(x, weight, bias, stride=stride, groups=groups)[:, :, cy : cy + H, cx : cx + W]
+        torch.cat([skip[:, :, oy : oy + H, ox : ox + W], y], dim=1)
+
+    Args:
+        x: [N, Cin, h, w] in float32, float64, float16 or bfloat16. Under autocast, all tensors are cast as a
+            convolution casts its arguments.
+        weight: [Cin, Cout / groups, ky, kx] in the dtype of x.
+        skip: [N, Cskip, Hs, Ws] in the dtype of x.
+        bias: [Cout] in the dtype of x.
+        stride: of the transposed convolution, an int or a pair.
+        groups: of the transposed convolution.
+        offset: where the crop starts in its output.
+        output_size: (H, W) of the crop; by default all that follows the offset.
+        skip_offset: where the window of H x W pixels starts in skip; ((Hs - H) // 2, (Ws - W) // 2) is its centre.
+
+    Returns:
+        [N, Cskip + Cout, H, W] in the dtype of x, channels_last if x is. Differentiable in x, weight, skip and bias,
+        any number of times.
+
+    Raises:
+        TypeError: a tensor is not floating, or the dtypes differ.
+        ValueError: wrong rank, batch or channels, another device, a stride or groups below 1, channels that groups does
+            not divide, a crop or a window that leaves its tensor.
+    """
+    op = "conv_transpose_concat"
+    check_image(op, "x", x)
+    check_image(op, "weight", weight)
+    check_image(op, "skip", skip)
+    if bias is not None:
+        if not isinstance(bias, Tensor):
+            raise TypeError(f"{op}: bias must be a tensor, got {type(bias).__name__}")
+        if bias.dtype not in FLOATING:
+            raise TypeError(f"{op}: bias must be float32, float64, float16 or bfloat16, got {bias.dtype}")
+    dtype = autocast_dtype(x)
+    if dtype is not None:
+        x, weight, skip = x.to(dtype), weight.to(dtype), skip.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+    check_same_dtype(op, x, weight=weight, skip=skip, bias=bias)
+    check_same_device(op, x, weight=weight, skip=skip, bias=bias)
+    stride, offset, size = check_conv_transpose(op, x, weight, stride, groups, offset, output_size)
+    channels = weight.shape[1] * groups
+    if bias is not None and bias.shape != (channels,):
+        raise ValueError(f"{op}: bias must be [{channels}], one per output channel, got shape {list(bias.shape)}")
+    window = check_window(op, "skip", skip, x, skip.shape[1], skip_offset, size)
+    return _conv_transpose_concat(x, weight, skip, bias, stride, groups, offset, size, window)
