@@ -188,7 +188,7 @@ def check_smoothing(op: str, label_smoothing: float) -> float:
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
     """The dtype that a convolution of x would run in under autocast; None when autocast is off or leaves x alone."""
     kind = x.device.type
-    if not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:
+    if kind == "meta" or not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:
         return None
     return torch.get_autocast_dtype(kind)
 

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--preprocessing",
         choices=TRANSFORMS,
-        help="what the weights expect (default: the checkpoint's; or torchvision for GoogLeNet, caffe for the others)",
+        help="what the weights expect (default: the checkpoint's; or torchvision for GoogLeNet, U-Net, else caffe)",
     )
     parser.add_argument("--names", type=Path, help="a text file with a class name on each line, for the legend")
     parser.add_argument("--opacity", type=float, default=0.5, help="of the colours in the overlay (default 0.5)")
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def prepare(args: argparse.Namespace) -> tuple[models.FCN, Callable[[Tensor], Tensor], Sequence[str]]:
+def prepare(args: argparse.Namespace) -> tuple[models.FCN | models.UNet, Callable[[Tensor], Tensor], Sequence[str]]:
     """The network, ready; what its images go through; the names of its classes."""
     if not 0 <= args.opacity <= 1:
         raise ValueError(f"--opacity must lie in [0, 1], got {args.opacity}")
@@ -93,7 +93,7 @@ def prepare(args: argparse.Namespace) -> tuple[models.FCN, Callable[[Tensor], Te
     if model.num_classes > 256:
         raise ValueError(f"a palette PNG holds 256 classes, the network has {model.num_classes}")
     models.load_checkpoint(model, state)
-    usual = "torchvision" if isinstance(model, models.FCNGoogLeNet) else "caffe"
+    usual = "torchvision" if isinstance(model, (models.FCNGoogLeNet, models.UNet)) else "caffe"
     transform = TRANSFORMS[args.preprocessing or about.get("preprocessing", usual)]
     names = about.get("class_names")
     if args.names is not None:

@@ -1,4 +1,4 @@
-"""`fcn-kernels train`: FCN-32s, then 16s, then 8s, on a folder in the layout of PASCAL VOC."""
+"""`fcn-kernels train`: FCN-32s, then 16s, then 8s, or another network, on a folder in the layout of PASCAL VOC."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 STAGES = {"32s": "FCN32s", "16s": "FCN16s", "8s": "FCN8s", "8s-at-once": "FCN8sAtOnce"}
-NETWORKS = STAGES | {"alexnet": "FCNAlexNet", "googlenet": "FCNGoogLeNet"}
+NETWORKS = STAGES | {"alexnet": "FCNAlexNet", "googlenet": "FCNGoogLeNet", "unet": "UNet"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lr", type=float, help="instead of the recipe's learning rate")
     parser.add_argument("--batch", type=int, metavar="N", help="images per step, instead of the recipe's")
     parser.add_argument("--learn-upsampling", choices=("depthwise", "dense"), help="of the 2x stages (default: fixed)")
-    parser.add_argument("--transform", choices=("caffe", "torchvision"), default="caffe", help="what --init expects")
+    parser.add_argument(
+        "--transform",
+        choices=("caffe", "torchvision"),
+        help="what --init expects (default: caffe; torchvision for unet)",
+    )
     parser.add_argument("--bf16", action="store_true", help="mixed precision")
     parser.add_argument("--save-every", type=int, default=1000, metavar="N", help="steps")
     parser.add_argument("--seed", type=int, default=0)
@@ -59,7 +63,11 @@ def run(args: argparse.Namespace) -> int:
 def _train(args: argparse.Namespace, device: torch.device, first: bool) -> None:
     from .. import models, training
 
-    transform = getattr(models, f"{args.transform}_transform")
+    alone = args.stages == ["unet"] and args.init is None
+    if "unet" in args.stages and not alone:
+        raise ValueError("unet starts from no other network: it must be the only stage, without --init")
+    usual = "torchvision" if alone else "caffe"
+    transform = getattr(models, f"{args.transform or usual}_transform")
     data = training.VOCFolder(args.data, "train", num_classes=args.classes, transform=transform)
     held_out = None
     if (args.data / "ImageSets" / "Segmentation" / "val.txt").exists():
@@ -77,6 +85,8 @@ def _train(args: argparse.Namespace, device: torch.device, first: bool) -> None:
             batch=recipes[cls].batch if args.batch is None else args.batch,
         )
         learned = {"upsampling": args.learn_upsampling} if args.learn_upsampling and hasattr(cls, "skips") else {}
+        if cls is models.UNet:
+            learned = {"in_channels": 3, "borders": "mirror"}
         model = cls(args.classes, **learned)
         if before is not None:
             models.copy_from_coarser(model, before)
@@ -87,33 +97,34 @@ def _train(args: argparse.Namespace, device: torch.device, first: bool) -> None:
             data,
             recipe,
             seed=args.seed,
-            checkpoint=args.out / f"fcn{stage}.pt",
+            checkpoint=args.out / ("unet.pt" if alone else f"fcn{stage}.pt"),
             save_every=args.save_every,
             autocast=torch.bfloat16 if args.bf16 else None,
         )
-        with _progress(stage, trainer.step, args.steps, first) as report:
+        name = "U-Net" if alone else f"FCN-{stage}"
+        with _progress(name, trainer.step, args.steps, first) as report:
             trainer.run(args.steps, report)
         if first and held_out is not None:
-            print(f"FCN-{stage}: {training.evaluate(model, held_out)}", flush=True)
+            print(f"{name}: {training.evaluate(model, held_out)}", flush=True)
         before = model
 
 
 @contextlib.contextmanager
-def _progress(stage: str, begun: int, steps: int, first: bool):
+def _progress(name: str, begun: int, steps: int, first: bool):
     """A bar on a terminal, a line every hundred steps elsewhere."""
     bar = None
     if first and sys.stderr.isatty():
         with contextlib.suppress(ImportError):
             from tqdm import tqdm
 
-            bar = tqdm(total=steps, initial=begun, desc=f"FCN-{stage}", file=sys.stderr)
+            bar = tqdm(total=steps, initial=begun, desc=name, file=sys.stderr)
 
     def report(step: int, loss: float) -> None:
         if bar is not None:
             bar.update(1)
             bar.set_postfix_str(f"loss {loss:.4g}", refresh=False)
         elif first and (step % 100 == 0 or step == steps):
-            print(f"FCN-{stage}: step {step} of {steps}, loss {loss:.4g}", file=sys.stderr, flush=True)
+            print(f"{name}: step {step} of {steps}, loss {loss:.4g}", file=sys.stderr, flush=True)
 
     try:
         yield report

@@ -1,10 +1,11 @@
-"""From a classifier to FCN-8s: backbones, their conversion, and the networks on the fused operators."""
+"""From a classifier to FCN-8s and U-Net: backbones, their conversion, and the networks on the fused operators."""
 
 from .backbones import VGG, AlexNet, GoogLeNet, alexnet, googlenet, vgg11, vgg13, vgg16, vgg19
 from .convolutionalize import Convolutionalized, convolutionalize
 from .fcn import FCN, FCN8s, FCN8sAtOnce, FCN16s, FCN32s, FCNAlexNet, FCNGoogLeNet, Upscore
 from .tiles import predict_tiles
 from .transforms import caffe_transform, torchvision_transform
+from .unet import UNet
 from .weights import (
     NETWORKS,
     build_network,
@@ -29,6 +30,7 @@ __all__ = [
     "FCNAlexNet",
     "FCNGoogLeNet",
     "GoogLeNet",
+    "UNet",
     "Upscore",
     "alexnet",
     "build_network",

@@ -125,6 +125,7 @@ class FCN(nn.Module):
     """
 
     num_classes: int
+    in_channels = 3
     crop: int  # of the last upsampling, which puts its pixel 0 on the image's
     reach: int  # an output pixel depends on image pixels at most this far away
     grid: int  # the product of the strides: images that differ by a shift of this many pixels see the same grid
@@ -164,6 +165,10 @@ class FCN(nn.Module):
             )
         x, sampling = self._head(image)
         return upsample_cross_entropy(x, target, sampling, **options)
+
+    def crop_target(self, target: Tensor) -> Tensor:
+        """The part of the labels that the loss reads: all."""
+        return target
 
     @torch.no_grad()
     def confusion_matrix(self, image: Tensor, target: Tensor, *, ignore_index: int | None = 255) -> Tensor:

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from .fcn import FCN
+from .unet import UNet
 
 __all__ = ["predict_tiles"]
 
 
 @torch.inference_mode()
 def predict_tiles(
-    model: FCN,
+    model: FCN | UNet,
     image: Tensor,
     transform: Callable[[Tensor], Tensor] | None = None,
     *,
@@ -28,8 +29,8 @@ def predict_tiles(
     pixels, whatever the image's size.
 
     Args:
-        model: a network in eval mode.
-        image: [3, H, W], on any device; tiles are moved to the network's.
+        model: a network in eval mode; a `UNet` with mirrored borders.
+        image: [3, H, W] (or as many channels as a `UNet` has), on any device; tiles are moved to the network's.
         transform: from a window of the image to what the network reads, pixel by pixel.
         tile: side of the tiles, rounded up to a multiple of the network's grid.
         dtype: of the labels.
@@ -38,12 +39,15 @@ def predict_tiles(
         Labels [H, W] on the image's device.
 
     Raises:
-        ValueError: a tile below 1, an image that is not [3, H, W], a network in training mode.
+        ValueError: a tile below 1, an image that is not [3, H, W], a network in training mode, a `UNet` whose output is
+            smaller than its image.
     """
     if tile < 1:
         raise ValueError(f"predict_tiles: tile must be at least 1, got {tile}")
-    if image.dim() != 3 or image.shape[0] != 3 or 0 in image.shape:
-        raise ValueError(f"predict_tiles: image must be [3, H, W], got shape {list(image.shape)}")
+    if image.dim() != 3 or image.shape[0] != model.in_channels or 0 in image.shape:
+        raise ValueError(f"predict_tiles: image must be [{model.in_channels}, H, W], got shape {list(image.shape)}")
+    if isinstance(model, UNet) and model.borders != "mirror":
+        raise ValueError("predict_tiles: a UNet needs borders='mirror', so that its labels have the image's size")
     if model.training:
         raise ValueError("predict_tiles: the network is in training mode; call model.eval() first")
     device = next(model.parameters()).device
@@ -58,7 +62,7 @@ def predict_tiles(
     return labels
 
 
-def _windows(size: int, tile: int, model: FCN) -> Iterator[tuple[slice, slice]]:
+def _windows(size: int, tile: int, model: FCN | UNet) -> Iterator[tuple[slice, slice]]:
     """What is written and what is read for it; reading starts at multiples of the grid."""
     grid = model.grid
     margin = -(-model.reach // grid) * grid

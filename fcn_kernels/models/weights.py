@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .._files import replacing
 from .fcn import FCN, FCN8s, FCN8sAtOnce, FCN16s, FCN32s, FCNAlexNet, FCNGoogLeNet, Upscore
+from .unet import UNet
 
 __all__ = [
     "NETWORKS",
@@ -23,18 +24,20 @@ __all__ = [
     "state_dict_of",
 ]
 
-NETWORKS: dict[str, type[FCN]] = {
+NETWORKS: dict[str, type[FCN | UNet]] = {
     "fcn32s": FCN32s,
     "fcn16s": FCN16s,
     "fcn8s": FCN8s,
     "fcn8s_at_once": FCN8sAtOnce,
     "fcn_alexnet": FCNAlexNet,
     "fcn_googlenet": FCNGoogLeNet,
+    "unet": UNet,
 }
 _TOKENS = (  # the first tensor that is there tells the network
     ("upscore8.weight", "fcn8s"),
     ("upscore16.weight", "fcn16s"),
     ("inception5b.branch1.conv.weight", "fcn_googlenet"),
+    ("down.0.conv1.weight", "unet"),
     ("conv1_1.weight", "fcn32s"),
     ("conv1.weight", "fcn_alexnet"),
 )
@@ -179,11 +182,11 @@ def save_checkpoint(state: Mapping, file: str | os.PathLike) -> None:
         torch.save(state, out)
 
 
-def build_network(state: Mapping[str, Tensor], name: str | None = None, *, padding: int = 100) -> FCN:
+def build_network(state: Mapping[str, Tensor], name: str | None = None, *, padding: int = 100) -> FCN | UNet:
     """A network of the layers, widths and classes of a state_dict; its weights are still to be loaded.
 
     Args:
-        state: names and shapes tell 32s, 16s, 8s, AlexNet and GoogLeNet apart.
+        state: names and shapes tell 32s, 16s, 8s, AlexNet, GoogLeNet and U-Net (made with mirrored borders) apart.
         name: a key of `NETWORKS`, where the names do not tell: "fcn8s_at_once" has those of "fcn8s".
         padding: of the first convolution, for the networks on VGG.
 
@@ -191,7 +194,8 @@ def build_network(state: Mapping[str, Tensor], name: str | None = None, *, paddi
         ValueError: the state_dict is of another network.
     """
     found = next((network for key, network in _TOKENS if key in state), None)
-    if found is None or "score_fr.bias" not in state:
+    scores = "score.bias" if found == "unet" else "score_fr.bias"
+    if found is None or scores not in state:
         raise ValueError(
             f"build_network: this state_dict is of no network known here ({', '.join(NETWORKS)}); its first tensors "
             f"are {', '.join(list(state)[:4]) or 'none'}"
@@ -201,7 +205,11 @@ def build_network(state: Mapping[str, Tensor], name: str | None = None, *, paddi
         raise ValueError(f"build_network: name must be one of {', '.join(NETWORKS)}, got {name!r}")
     if name.removesuffix("_at_once") != found:
         raise ValueError(f"build_network: this state_dict is of {found}, not of {name}")
-    classes = state["score_fr.bias"].shape[0]
+    classes = state[scores].shape[0]
+    if found == "unet":
+        width, in_channels = state["down.0.conv1.weight"].shape[:2]
+        depth = sum(f"up.{level}.weight" in state for level in range(len(state)))
+        return UNet(classes, in_channels=in_channels, width=width, depth=depth, borders="mirror")
     if not issubclass(NETWORKS[name], FCN32s | FCN16s | FCN8s):
         return NETWORKS[name](classes)
     firsts = [f"conv{block}_1.weight" for block in range(1, 6)]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from ..models.fcn import FCN, FCN8s, FCN8sAtOnce, FCN16s, FCN32s, FCNAlexNet, FCNGoogLeNet
+from ..models.unet import UNet
 
 
 @dataclass(frozen=True)
@@ -51,13 +52,15 @@ RELEASED: Mapping[type[FCN], Recipe] = {
     FCNAlexNet: Recipe(1e-4, momentum=0.9, weight_decay=5e-4, reduction="mean", batch=20),
 }
 # Of the paper's section 4.3: minibatches of 20 images.
-PAPER: Mapping[type[FCN], Recipe] = {
+PAPER: Mapping[type[nn.Module], Recipe] = {
     FCN32s: _paper(1e-4),
     FCN16s: _paper(1e-4),
     FCN8s: _paper(1e-4),
     FCN8sAtOnce: _paper(1e-4),
     FCNAlexNet: _paper(1e-3),
     FCNGoogLeNet: _paper(5e-5),
+    # Its own paper: large tiles instead of large batches, and a high momentum; the learning rate is ours.
+    UNet: Recipe(1e-3, momentum=0.99, weight_decay=0.0, reduction="mean", batch=1),
 }
 
 

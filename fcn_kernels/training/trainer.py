@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..models.fcn import FCN
+from ..models.unet import UNet
 from ..models.weights import save_checkpoint
 from .metrics import Metrics
 from .recipes import Recipe, parameter_groups
@@ -38,7 +39,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: FCN,
+        model: FCN | UNet,
         dataset: torch.utils.data.Dataset,
         recipe: Recipe,
         *,
@@ -92,7 +93,8 @@ class Trainer:
         mine = [self.dataset[i] for i in self.samples(self.step)[self.rank :: self.world]]
         divisor = 1.0
         if self.recipe.reduction == "mean":
-            counted = torch.tensor(float(sum(int((labels != IGNORE).sum()) for _, labels in mine)), device=self.device)
+            labels = [self.model.crop_target(labels) for _, labels in mine]
+            counted = torch.tensor(float(sum(int((part != IGNORE).sum()) for part in labels)), device=self.device)
             divisor = max(self._sum(counted).item(), 1.0)
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.device)
@@ -161,7 +163,7 @@ class Trainer:
 
 
 @torch.no_grad()
-def evaluate(model: FCN, dataset: torch.utils.data.Dataset, *, ignore_index: int = IGNORE) -> Metrics:
+def evaluate(model: FCN | UNet, dataset: torch.utils.data.Dataset, *, ignore_index: int = IGNORE) -> Metrics:
     """The metrics over a dataset, through the fused confusion matrix; the mode of the network is kept."""
     device, training = next(model.parameters()).device, model.training
     model.eval()
