@@ -80,8 +80,47 @@ inline Tensor empty_image(const Tensor& like, int64_t height, int64_t width, Sca
   return empty_image(like, like.size(1), height, width, dtype);
 }
 
+inline std::vector<int64_t> strides_of(const std::vector<int64_t>& size, bool channels_last) {
+  if (channels_last) return {size[1] * size[2] * size[3], 1, size[1] * size[3], size[1]};
+  std::vector<int64_t> strides(size.size(), 1);
+  for (size_t i = size.size() - 1; i-- > 0;) strides[i] = strides[i + 1] * size[i + 1];
+  return strides;
+}
+
+// `out` must be what the operator would allocate: for [N, ...] of this size, dtype and layout.
+inline void check_out(const char* op, const Tensor& out, const Tensor& like, const std::vector<int64_t>& size,
+                      ScalarType dtype, bool channels_last) {
+  bool same =
+      out.dim() == static_cast<int64_t>(size.size()) && out.scalar_type() == dtype && out.device() == like.device();
+  for (size_t i = 0; same && i < size.size(); ++i) same = out.size(i) == size[i];
+  check(same, op, "out must have the shape, dtype and device of the result, got shape ", shape_of(out));
+  if (out.numel() == 0) return;
+  const std::vector<int64_t> strides = strides_of(size, channels_last);
+  for (size_t i = 0; i < size.size(); ++i) {
+    check(out.stride(i) == strides[i] || (i == 0 && size[0] == 1), op,
+          "out must be laid out as the result: ", channels_last ? "channels_last, as x is" : "contiguous");
+  }
+}
+
+// `out` where the caller gave one, else a new [N, channels, height, width] laid out as `like`.
+inline Tensor image_or(const char* op, const Tensor* out, const Tensor& like, int64_t channels, int64_t height,
+                       int64_t width) {
+  const ScalarType dtype = like.scalar_type();
+  if (!out) return empty_image(like, channels, height, width, dtype);
+  check_out(op, *out, like, {like.size(0), channels, height, width}, dtype, is_channels_last(like));
+  return *out;
+}
+
 inline Tensor empty_vector(const Tensor& like, std::vector<int64_t> size, ScalarType dtype) {
   return torch::stable::new_empty(like, size, dtype);
+}
+
+// `out` where the caller gave one, else a new contiguous tensor.
+inline Tensor vector_or(const char* op, const Tensor* out, const Tensor& like, const std::vector<int64_t>& size,
+                        ScalarType dtype) {
+  if (!out) return empty_vector(like, size, dtype);
+  check_out(op, *out, like, size, dtype, false);
+  return *out;
 }
 
 // The dtype that sums are kept in: float for the half types.

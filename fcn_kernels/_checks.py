@@ -53,6 +53,43 @@ def encode_sampling(op: str, x: Tensor, sampling: Sampling | int | Sequence[int]
     return sampling.encode()
 
 
+def check_out(
+    op: str, out: Tensor, x: Tensor, size: Sequence[int], dtype: torch.dtype, *inputs: Tensor | None, name: str = "out"
+) -> None:
+    """`out` is what the operator would allocate: of this size and dtype, laid out as x if it is an image.
+
+    It shares no memory with x or another input, and nobody records a gradient.
+    """
+    if not isinstance(out, Tensor):
+        raise TypeError(f"{op}: {name} must be a tensor, got {type(out).__name__}")
+    if out.dtype != dtype:
+        raise TypeError(f"{op}: {name} must be {dtype}, as the result is, got {out.dtype}")
+    check_same_device(op, x, **{name: out})
+    if out.shape != tuple(size):
+        raise ValueError(f"{op}: {name} must be {list(size)}, as the result is, got shape {list(out.shape)}")
+    layout = reference.memory_format(x) if len(size) == 4 else torch.contiguous_format
+    strides = torch.empty(size, device="meta", memory_format=layout).stride()
+    if out.stride()[1:] != strides[1:] or (out.stride(0) != strides[0] and size[0] > 1):
+        kind = "channels_last, as x is" if layout is torch.channels_last else "contiguous"
+        raise ValueError(f"{op}: {name} must be {kind}, with strides {list(strides)}, got {list(out.stride())}")
+    inputs = [t for t in (x, *inputs) if t is not None]
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (out, *inputs)):
+        raise RuntimeError(f"{op}: {name}= records no gradient: call it under torch.no_grad() or with detached tensors")
+    if not torch.compiler.is_compiling() and any(_overlap(out, t) for t in inputs):
+        raise ValueError(f"{op}: {name} shares memory with an input, which would be overwritten while it is read")
+
+
+def _overlap(a: Tensor, b: Tensor) -> bool:
+    """Whether the ranges of memory from the first to the last element have a byte in common."""
+    if a.numel() == 0 or b.numel() == 0 or a.device != b.device or a.device.type == "meta":
+        return False
+    (begin, end), (first, last) = (
+        (p, p + (1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True))) * t.element_size())
+        for t, p in ((a, a.data_ptr()), (b, b.data_ptr()))
+    )
+    return begin < last and first < end
+
+
 def check_same_device(op: str, x: Tensor, **others: Tensor | None) -> None:
     """All tensors live where x does."""
     device = x.device
@@ -100,6 +137,17 @@ def check_scale(op: str, name: str, value: float) -> float:
     if not -math.inf < value < math.inf:  # also false for NaN
         raise ValueError(f"{op}: {name} must be finite, got {value}")
     return value
+
+
+def label_dtype(op: str, dtype: torch.dtype | None, out: Tensor | None, classes: int) -> torch.dtype:
+    """The dtype of a result of labels: `dtype`, or that of `out`, or int64; it holds `classes - 1`."""
+    if dtype is None:
+        dtype = out.dtype if isinstance(out, Tensor) else torch.int64
+    if dtype not in LABELS:
+        raise TypeError(f"{op}: dtype must be uint8, int16, int32 or int64, got {dtype}")
+    if classes - 1 > torch.iinfo(dtype).max:
+        raise ValueError(f"{op}: {classes} classes do not fit {dtype}")
+    return dtype
 
 
 def check_target(op: str, target: Tensor, shape: Sequence[int]) -> None:

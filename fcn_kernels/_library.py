@@ -5,6 +5,7 @@ An operator is defined once, in `fcn_kernels/ops/NAME.py`:
     define("name(Tensor x, ...) -> Tensor", reference.name, fake)     # schema, any-device fallback, shapes
     differentiable("name", backward, setup_context)                   # autograd, if it has one
     batched_per_sample("name", ...) or batched_by_loop("name")        # vmap
+    define_out("name")                                                # into a tensor that the caller gives
 
 Kernels for a device register themselves under its dispatch key, before or after.
 """
@@ -31,6 +32,28 @@ def define(schema: str, reference: Callable, fake: Callable) -> None:
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(name, reference, "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
+
+
+def define_out(name: str, *results: str) -> Any:
+    """Define and return the overload NAME.out, which writes its results into tensors that the caller gives.
+
+    `results` are their keywords, ("out",) by default. A device whose kernel knows no such overload copies.
+    """
+    results = results or ("out",)
+    packet = getattr(getattr(torch.ops, NAMESPACE), name)
+    schema = str(packet.default._schema)
+    arguments = schema[schema.index("(") + 1 : schema.rindex(") ->")]
+    outs = ", ".join(f"Tensor({chr(ord('a') + i)}!) {result}" for i, result in enumerate(results))
+    _library.define(f"{name}.out({arguments}, *, {outs}) -> ()", tags=(torch.Tag.pt2_compliant_tag,))
+    _library.impl(f"{name}.out", lambda *args, **outs: write(packet.default(*args), outs), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"{NAMESPACE}::{name}.out", lambda *args, **outs: None, lib=_library)
+    return packet.out
+
+
+def write(results: Tensor | tuple, outs: dict[str, Tensor]) -> None:
+    """Copy an operator's results into the tensors given for them."""
+    for out, result in zip(outs.values(), results if isinstance(results, tuple) else (results,), strict=True):
+        out.copy_(result)
 
 
 def differentiable(name: str, backward: Callable, setup_context: Callable) -> None:

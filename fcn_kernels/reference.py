@@ -517,9 +517,9 @@ def _score_gradients(
     return grad_x, grad_weight, g.sum((0, 2, 3)).to(weight.dtype)
 
 
-def score_argmax(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``F.conv2d(x, weight[:, :, None, None], bias).argmax(1)``."""
-    return _scores(x, weight, bias).argmax(1)
+def score_argmax(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """``F.conv2d(x, weight[:, :, None, None], bias).argmax(1)`` in an integer dtype."""
+    return _scores(x, weight, bias).argmax(1).to(dtype)
 
 
 def score_cross_entropy(

@@ -170,7 +170,7 @@ void run_scores(const std::string& name, DType dtype, bool channels_last) {
   }
 
   std::vector<int64_t> labels(n * h * w), bad(units, -1);
-  const ScoreArgmaxArgs best{score, labels.data()};
+  const ScoreArgmaxArgs best{score, labels.data(), LabelType::kInt64};
   for_units(units, k.score_argmax_scratch(best), [&](int64_t u, void* s) { k.score_argmax(best, u, s); });
   std::printf("%s argmax %d", name.c_str(), static_cast<int>(dtype));
   for (int64_t label : labels) std::printf(" %d", static_cast<int>(label));

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import fcn_kernels
-from fcn_kernels import backends, cli, reference, use_backend
+from fcn_kernels import _library, backends, cli, reference, use_backend
 from fcn_kernels.backends import triton as triton_backend
 
 SAMPLING = fcn_kernels.Sampling.transposed_conv((4, 5), 2)
@@ -168,3 +168,12 @@ def test_commands_load_only_what_they_need():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False"
+
+
+@pytest.mark.skipif(_library.load_extension() is None, reason="the package was installed without compiled kernels")
+@pytest.mark.parametrize("dtype", backends.DTYPES, ids=lambda d: str(d)[6:])
+def test_every_operator_has_a_cpp_kernel(dtype):
+    """Forward and backward: nobody meets the reference by accident on the CPU."""
+    assert {op: backends.active(op, "cpu", dtype) for op in backends.operators()} == dict.fromkeys(
+        backends.operators(), "cpu"
+    )

@@ -260,7 +260,7 @@ def test_scores(instruction_set: str, dtype: torch.dtype, channels: int, classes
         oracle = evaluate_scores(*doubles[:4], doubles[4:], target, reference)
         for name, value in ours.items():
             check_budget(value, plain[name], oracle[name], x, gain=target.numel() if name[-2] == " " else 3.0)
-        labels = torch.ops.fcn_kernels.score_argmax(x, weight, bias)
+        labels = torch.ops.fcn_kernels.score_argmax(x, weight, bias, torch.int64)
         scores = oracle["softmax True"]
         clear = scores.amax(1) - scores.gather(1, labels[:, None])[:, 0]
         assert clear.max() <= 1e-5 * (1 if dtype == torch.float64 else 10)
@@ -280,4 +280,5 @@ def test_score_values(instruction_set: str, values: str) -> None:
     )
     for i in (0, 2):
         check_budget(ours[i], plain[i], oracle[i], x)
-    assert torch.ops.fcn_kernels.score_argmax(x, weight, None).equal(reference.score_argmax(x, weight, None))
+    labels = [ops.score_argmax(x, weight, None, torch.int16) for ops in (torch.ops.fcn_kernels, reference)]
+    assert labels[0].equal(labels[1])

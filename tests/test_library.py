@@ -76,7 +76,7 @@ def arguments(x: Tensor) -> dict[str, list[tuple]]:
             (torch.randn(2, 3, 3, 4), x.detach(), torch.randn(3, 5), torch.randn(2, 3, 3, 4).softmax(1), log, a, b)
             for log, a, b in ((False, True, True), (True, False, True), (True, True, False))
         ],
-        "score_argmax": [(x, image(3, 5), image(3))],
+        "score_argmax": [(x, image(3, 5), image(3), torch.uint8)],
         "score_cross_entropy": [
             (x, image(3, 5), image(3), labels(3, 2, 3, 4), torch.rand(3), -100, r, 0.1) for r in codes
         ],
@@ -231,7 +231,7 @@ def test_kernels_may_register_before_the_schemas() -> None:
         else:  # the compiled module alone: its kernels wait for the schemas
             sys.modules["fcn_kernels"] = importlib.util.module_from_spec(importlib.util.find_spec("fcn_kernels"))
             library = torch.library.Library("fcn_kernels", "IMPL")
-            library.impl("score_argmax", lambda x, weight, bias: torch.full((1, 1, 1), 7), "SparseCPU")
+            library.impl("score_argmax", lambda x, weight, bias, dtype: torch.full((1, 1, 1), 7), "SparseCPU")
             try:
                 importlib.import_module("fcn_kernels._C")
             except ModuleNotFoundError:
@@ -239,7 +239,7 @@ def test_kernels_may_register_before_the_schemas() -> None:
             del sys.modules["fcn_kernels"]
             import fcn_kernels
             x = torch.zeros(1, 1, 1, 1).to_sparse()
-            assert torch.ops.fcn_kernels.score_argmax(x, torch.zeros(1, 1), None).item() == 7
+            assert torch.ops.fcn_kernels.score_argmax(x, torch.zeros(1, 1), None, torch.int64).item() == 7
         x = torch.zeros(1, 3, 2, 2, requires_grad=True)
         target = torch.zeros(1, 4, 4, dtype=torch.long)
         fcn_kernels.upsample_cross_entropy(x, target).backward()

@@ -4,16 +4,15 @@
 namespace fcn {
 namespace {
 
-Tensor conv_transpose_add(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& skip,
-                          const std::vector<int64_t>& stride, int64_t groups, const std::vector<int64_t>& offset,
-                          const std::vector<int64_t>& output_size, const std::vector<int64_t>& skip_offset,
-                          double skip_scale) {
+Tensor run(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& skip, const std::vector<int64_t>& stride,
+           int64_t groups, const std::vector<int64_t>& offset, const std::vector<int64_t>& output_size,
+           const std::vector<int64_t>& skip_offset, double skip_scale, const Tensor* given) {
   constexpr const char* op = "conv_transpose_add";
   check(output_size.size() == 2, op, "output_size must be two integers");
   const int64_t height = output_size[0], width = output_size[1];
   ConvTransposeArgs args = conv_transpose_arguments(op, x, weight, stride, groups, offset, height, width);
   const int64_t channels = weight.size(1) * groups;
-  const Tensor out = empty_image(x, channels, height, width, x.scalar_type());
+  const Tensor out = image_or(op, given, x, channels, height, width);
   if (out.numel() == 0) return out;
   args.output = image_of(op, out);
   args.pixelwise = is_channels_last(out);
@@ -26,6 +25,20 @@ Tensor conv_transpose_add(const Tensor& x, const Tensor& weight, const std::opti
   }
   run_conv_transpose(args, 0, [](int64_t) {});
   return out;
+}
+
+Tensor conv_transpose_add(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& skip,
+                          const std::vector<int64_t>& stride, int64_t groups, const std::vector<int64_t>& offset,
+                          const std::vector<int64_t>& output_size, const std::vector<int64_t>& skip_offset,
+                          double skip_scale) {
+  return run(x, weight, skip, stride, groups, offset, output_size, skip_offset, skip_scale, nullptr);
+}
+
+void conv_transpose_add_out(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& skip,
+                            const std::vector<int64_t>& stride, int64_t groups, const std::vector<int64_t>& offset,
+                            const std::vector<int64_t>& output_size, const std::vector<int64_t>& skip_offset,
+                            double skip_scale, const Tensor& out) {
+  run(x, weight, skip, stride, groups, offset, output_size, skip_offset, skip_scale, &out);
 }
 
 std::tuple<Tensor, Tensor> conv_transpose_add_backward(const Tensor& grad, const Tensor& x, const Tensor& weight,
@@ -69,5 +82,6 @@ std::tuple<Tensor, Tensor> conv_transpose_add_backward(const Tensor& grad, const
 
 STABLE_TORCH_LIBRARY_IMPL(fcn_kernels, CPU, m) {
   m.impl("conv_transpose_add", TORCH_BOX(&fcn::conv_transpose_add));
+  m.impl("conv_transpose_add.out", TORCH_BOX(&fcn::conv_transpose_add_out));
   m.impl("conv_transpose_add_backward", TORCH_BOX(&fcn::conv_transpose_add_backward));
 }

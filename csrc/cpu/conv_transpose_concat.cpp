@@ -14,10 +14,9 @@ Image channels_of(Image image, int64_t begin, int64_t count, int64_t item_bytes)
   return image;
 }
 
-Tensor conv_transpose_concat(const Tensor& x, const Tensor& weight, const Tensor& skip,
-                             const std::optional<Tensor>& bias, const std::vector<int64_t>& stride, int64_t groups,
-                             const std::vector<int64_t>& offset, const std::vector<int64_t>& output_size,
-                             const std::vector<int64_t>& skip_offset) {
+Tensor run(const Tensor& x, const Tensor& weight, const Tensor& skip, const std::optional<Tensor>& bias,
+           const std::vector<int64_t>& stride, int64_t groups, const std::vector<int64_t>& offset,
+           const std::vector<int64_t>& output_size, const std::vector<int64_t>& skip_offset, const Tensor* given) {
   check(output_size.size() == 2, kName, "output_size must be two integers");
   const int64_t height = output_size[0], width = output_size[1];
   ConvTransposeArgs args = conv_transpose_arguments(kName, x, weight, stride, groups, offset, height, width);
@@ -33,7 +32,7 @@ Tensor conv_transpose_concat(const Tensor& x, const Tensor& weight, const Tensor
     args.bias = contiguous_bias.const_data_ptr();
   }
   const CopyArgs window{window_of(kName, "skip", skip, skip_offset, height, width), Image{}};
-  const Tensor out = empty_image(x, skip.size(1) + channels, height, width, x.scalar_type());
+  const Tensor out = image_or(kName, given, x, skip.size(1) + channels, height, width);
   if (out.numel() == 0) return out;
   const Image all = image_of(kName, out);
   const int64_t item_bytes = static_cast<int64_t>(out.element_size());
@@ -45,9 +44,24 @@ Tensor conv_transpose_concat(const Tensor& x, const Tensor& weight, const Tensor
   return out;
 }
 
+Tensor conv_transpose_concat(const Tensor& x, const Tensor& weight, const Tensor& skip,
+                             const std::optional<Tensor>& bias, const std::vector<int64_t>& stride, int64_t groups,
+                             const std::vector<int64_t>& offset, const std::vector<int64_t>& output_size,
+                             const std::vector<int64_t>& skip_offset) {
+  return run(x, weight, skip, bias, stride, groups, offset, output_size, skip_offset, nullptr);
+}
+
+void conv_transpose_concat_out(const Tensor& x, const Tensor& weight, const Tensor& skip,
+                               const std::optional<Tensor>& bias, const std::vector<int64_t>& stride, int64_t groups,
+                               const std::vector<int64_t>& offset, const std::vector<int64_t>& output_size,
+                               const std::vector<int64_t>& skip_offset, const Tensor& out) {
+  run(x, weight, skip, bias, stride, groups, offset, output_size, skip_offset, &out);
+}
+
 }  // namespace
 }  // namespace fcn
 
 STABLE_TORCH_LIBRARY_IMPL(fcn_kernels, CPU, m) {
   m.impl("conv_transpose_concat", TORCH_BOX(&fcn::conv_transpose_concat));
+  m.impl("conv_transpose_concat.out", TORCH_BOX(&fcn::conv_transpose_concat_out));
 }

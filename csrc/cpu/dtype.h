@@ -180,5 +180,20 @@ FCN_INLINE auto visit_dtype(DType dtype, F f) {
   }
 }
 
+// Calls f with a zero of the integer type of labels.
+template <typename F>
+FCN_INLINE auto visit_label(LabelType type, F f) {
+  switch (type) {
+    case LabelType::kUInt8:
+      return f(uint8_t{});
+    case LabelType::kInt16:
+      return f(int16_t{});
+    case LabelType::kInt32:
+      return f(int32_t{});
+    default:
+      return f(int64_t{});
+  }
+}
+
 }  // namespace FCN_ISA
 }  // namespace fcn

@@ -218,7 +218,8 @@ struct ScoreSoftmaxArgs {
 
 struct ScoreArgmaxArgs {
   ScoreArgs score;
-  int64_t* labels;  // [N, H, W] contiguous
+  void* labels;  // [N, H, W] contiguous
+  LabelType label_type;
 };
 
 // How a loss reads its labels.

@@ -78,16 +78,7 @@ inline int64_t convert_labels(LabelType type, const void* from, int64_t begin, i
   const auto convert = [&](auto* labels) {
     return convert_labels_as(labels + begin, stride, count, (int32_t)classes, ignores, ignore_index, to);
   };
-  switch (type) {
-    case LabelType::kUInt8:
-      return convert((const uint8_t*)from);
-    case LabelType::kInt16:
-      return convert((const int16_t*)from);
-    case LabelType::kInt32:
-      return convert((const int32_t*)from);
-    default:
-      return convert((const int64_t*)from);
-  }
+  return visit_label(type, [&](auto zero) { return convert((const decltype(zero)*)from); });
 }
 
 // Converted labels that load as numbers.

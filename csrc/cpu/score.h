@@ -15,14 +15,6 @@ inline Image joined_rows(Image image) {
   return image;
 }
 
-// [N, channels, H, W] of x's dtype, laid out as x.
-inline Tensor empty_like_pixels(const Tensor& x, int64_t channels) {
-  const std::vector<int64_t> size{x.size(0), channels, x.size(2), x.size(3)};
-  return torch::stable::empty(size, x.scalar_type(), torch::headeronly::Layout::Strided, x.device(), std::nullopt,
-                              is_channels_last(x) ? torch::headeronly::MemoryFormat::ChannelsLast
-                                                  : torch::headeronly::MemoryFormat::Contiguous);
-}
-
 struct ScoreCall {
   ScoreCall(const char* op, const Tensor& x, const Tensor& weight_any, const std::optional<Tensor>& bias_any)
       : dtype(arithmetic_dtype(x.scalar_type())), weight(torch::stable::contiguous(weight_any)) {
@@ -75,7 +67,7 @@ inline std::tuple<Tensor, Tensor, Tensor> score_gradients(ScoreCall& call, Score
   const bool again = args.pixel_grad != nullptr;  // the scores are computed again
   Tensor grad_x = empty_vector(x, {0}, x.scalar_type()), grad_weight = empty_vector(x, {0}, x.scalar_type());
   const Tensor grad_bias = empty_vector(x, {args.score.classes}, x.scalar_type());
-  if (need_x) grad_x = empty_like_pixels(x, x.size(1));
+  if (need_x) grad_x = empty_image(x, x.size(2), x.size(3), x.scalar_type());
   if (need_weight) grad_weight = empty_vector(x, {args.score.classes, x.size(1)}, x.scalar_type());
   if (x.numel() == 0) {
     if (need_weight) torch::stable::zero_(grad_weight);

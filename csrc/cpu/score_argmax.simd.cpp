@@ -6,8 +6,8 @@ namespace FCN_ISA {
 
 namespace {
 
-template <typename T>
-FCN_INLINE void argmax_panel(const T* z, int64_t classes, int count, int64_t* labels) {
+template <typename T, typename Label>
+FCN_INLINE void argmax_panel(const T* z, int64_t classes, int count, Label* labels) {
   constexpr int L = kLanes<T>, P = kPanel<T>;
   for (int v = 0; v < kPanelVectors && v * L < count; ++v) {
     Vec<T> best = load(z + v * L);
@@ -18,7 +18,7 @@ FCN_INLINE void argmax_panel(const T* z, int64_t classes, int count, int64_t* la
       best = wins ? value : best;
       index = wins ? IntVec<T>{} + (typename Simd<T>::Int)c : index;
     }
-    for (int l = 0; l < L && v * L + l < count; ++l) labels[v * L + l] = index[l];
+    for (int l = 0; l < L && v * L + l < count; ++l) labels[v * L + l] = (Label)index[l];
   }
 }
 
@@ -31,8 +31,11 @@ void run(const ScoreArgmaxArgs& args, int64_t unit, Arena& arena) {
     scores.compute(b, b + 1 < end ? b + 1 : b);
     for (int64_t j = 0; j < scores.panel_count; ++j) {
       const PixelBlock part = scores.part(j);
-      argmax_panel(scores.panel(j), scores.plan.classes, (int)part.count,
-                   args.labels + part.n * scores.plan.pixels + part.begin);
+      const int64_t first = part.n * scores.plan.pixels + part.begin;
+      visit_label(args.label_type, [&](auto zero) {
+        using Label = decltype(zero);
+        argmax_panel(scores.panel(j), scores.plan.classes, (int)part.count, (Label*)args.labels + first);
+      });
     }
   }
 }

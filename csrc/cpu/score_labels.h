@@ -7,16 +7,7 @@ namespace fcn {
 namespace FCN_ISA {
 
 FCN_INLINE int64_t label_at(const LabelArgs& args, int64_t pixel) {
-  switch (args.type) {
-    case LabelType::kUInt8:
-      return ((const uint8_t*)args.target)[pixel];
-    case LabelType::kInt16:
-      return ((const int16_t*)args.target)[pixel];
-    case LabelType::kInt32:
-      return ((const int32_t*)args.target)[pixel];
-    default:
-      return ((const int64_t*)args.target)[pixel];
-  }
+  return visit_label(args.type, [&](auto zero) { return (int64_t)((const decltype(zero)*)args.target)[pixel]; });
 }
 
 template <typename T>

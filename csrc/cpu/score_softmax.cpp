@@ -4,10 +4,10 @@
 namespace fcn {
 namespace {
 
-Tensor score_softmax(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, bool log) {
+Tensor run(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, bool log, const Tensor* given) {
   constexpr const char* op = "score_softmax";
   ScoreCall call(op, x, weight, bias);
-  const Tensor out = empty_like_pixels(x, call.args.classes);
+  const Tensor out = image_or(op, given, x, call.args.classes, x.size(2), x.size(3));
   if (out.numel() == 0) return out;
   call.pack(true, false);
   const ScoreSoftmaxArgs args{call.args, joined_rows(image_of(op, out)), log};
@@ -15,6 +15,15 @@ Tensor score_softmax(const Tensor& x, const Tensor& weight, const std::optional<
   for_each_unit(k.score_units(args.score), k.score_softmax_scratch(args),
                 [&](int64_t unit, void* scratch) { k.score_softmax(args, unit, scratch); });
   return out;
+}
+
+Tensor score_softmax(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, bool log) {
+  return run(x, weight, bias, log, nullptr);
+}
+
+void score_softmax_out(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, bool log,
+                       const Tensor& out) {
+  run(x, weight, bias, log, &out);
 }
 
 std::tuple<Tensor, Tensor, Tensor> score_softmax_backward(const Tensor& grad, const Tensor& x, const Tensor& weight,
@@ -40,5 +49,6 @@ std::tuple<Tensor, Tensor, Tensor> score_softmax_backward(const Tensor& grad, co
 
 STABLE_TORCH_LIBRARY_IMPL(fcn_kernels, CPU, m) {
   m.impl("score_softmax", TORCH_BOX(&fcn::score_softmax));
+  m.impl("score_softmax.out", TORCH_BOX(&fcn::score_softmax_out));
   m.impl("score_softmax_backward", TORCH_BOX(&fcn::score_softmax_backward));
 }

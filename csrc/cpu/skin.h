@@ -41,6 +41,12 @@ inline LabelType label_type_of(const char* op, const char* name, ScalarType dtyp
   }
 }
 
+// The last of `classes` fits the labels.
+inline void check_holds(const char* op, LabelType type, int64_t classes) {
+  check(type != LabelType::kUInt8 || classes <= 256, op, "uint8 labels cannot hold class ", classes - 1);
+  check(type != LabelType::kInt16 || classes <= 32768, op, "int16 labels cannot hold class ", classes - 1);
+}
+
 inline Image image_of(const char* op, const Tensor& t) {
   return Image{t.data_ptr(), dtype_of(op, t), t.size(0),   t.size(1),   t.size(2),
                t.size(3),    t.stride(0),     t.stride(1), t.stride(2), t.stride(3)};

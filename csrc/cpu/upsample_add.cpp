@@ -5,11 +5,11 @@ namespace fcn {
 namespace {
 
 Tensor run(const char* op, const Tensor& x, const std::vector<int64_t>& encoded, const Tensor* skip,
-           const std::vector<int64_t>& offset, double scale, bool sigmoid = false) {
+           const std::vector<int64_t>& offset, double scale, const Tensor* given, bool sigmoid = false) {
   const Sampling sampling = checked_sampling(op, encoded);
   const Axis &rows = sampling.rows, &cols = sampling.cols;
   check_image(op, "x", x, rows.in, cols.in);
-  const Tensor out = empty_image(x, rows.out, cols.out, x.scalar_type());
+  const Tensor out = image_or(op, given, x, x.size(1), rows.out, cols.out);
   if (out.numel() == 0) return out;
   const GeometryPlan plan(sampling, x.size(0));
   UpsampleArgs args{};
@@ -32,12 +32,21 @@ Tensor run(const char* op, const Tensor& x, const std::vector<int64_t>& encoded,
 }
 
 Tensor upsample(const Tensor& x, const std::vector<int64_t>& sampling) {
-  return run("upsample", x, sampling, nullptr, {}, 1.0);
+  return run("upsample", x, sampling, nullptr, {}, 1.0, nullptr);
+}
+
+void upsample_out(const Tensor& x, const std::vector<int64_t>& sampling, const Tensor& out) {
+  run("upsample", x, sampling, nullptr, {}, 1.0, &out);
 }
 
 Tensor upsample_add(const Tensor& x, const Tensor& skip, const std::vector<int64_t>& sampling,
                     const std::vector<int64_t>& skip_offset, double skip_scale) {
-  return run("upsample_add", x, sampling, &skip, skip_offset, skip_scale);
+  return run("upsample_add", x, sampling, &skip, skip_offset, skip_scale, nullptr);
+}
+
+void upsample_add_out(const Tensor& x, const Tensor& skip, const std::vector<int64_t>& sampling,
+                      const std::vector<int64_t>& skip_offset, double skip_scale, const Tensor& out) {
+  run("upsample_add", x, sampling, &skip, skip_offset, skip_scale, &out);
 }
 
 Tensor upsample_backward(const Tensor& grad, const std::vector<int64_t>& encoded) {
@@ -45,7 +54,11 @@ Tensor upsample_backward(const Tensor& grad, const std::vector<int64_t>& encoded
 }
 
 Tensor upsample_sigmoid(const Tensor& x, const std::vector<int64_t>& sampling) {
-  return run("upsample_sigmoid", x, sampling, nullptr, {}, 1.0, true);
+  return run("upsample_sigmoid", x, sampling, nullptr, {}, 1.0, nullptr, true);
+}
+
+void upsample_sigmoid_out(const Tensor& x, const std::vector<int64_t>& sampling, const Tensor& out) {
+  run("upsample_sigmoid", x, sampling, nullptr, {}, 1.0, &out, true);
 }
 
 Tensor upsample_sigmoid_backward(const Tensor& grad, const Tensor& output, const std::vector<int64_t>& encoded) {
@@ -57,8 +70,11 @@ Tensor upsample_sigmoid_backward(const Tensor& grad, const Tensor& output, const
 
 STABLE_TORCH_LIBRARY_IMPL(fcn_kernels, CPU, m) {
   m.impl("upsample", TORCH_BOX(&fcn::upsample));
+  m.impl("upsample.out", TORCH_BOX(&fcn::upsample_out));
   m.impl("upsample_add", TORCH_BOX(&fcn::upsample_add));
+  m.impl("upsample_add.out", TORCH_BOX(&fcn::upsample_add_out));
   m.impl("upsample_backward", TORCH_BOX(&fcn::upsample_backward));
   m.impl("upsample_sigmoid", TORCH_BOX(&fcn::upsample_sigmoid));
+  m.impl("upsample_sigmoid.out", TORCH_BOX(&fcn::upsample_sigmoid_out));
   m.impl("upsample_sigmoid_backward", TORCH_BOX(&fcn::upsample_sigmoid_backward));
 }

@@ -70,16 +70,7 @@ class Argmax {
   }
 
   FCN_NOINLINE void write(const int32_t* from, int64_t row) const {
-    switch (args_.label_type) {
-      case LabelType::kUInt8:
-        return write_as<uint8_t>(from, row);
-      case LabelType::kInt16:
-        return write_as<int16_t>(from, row);
-      case LabelType::kInt32:
-        return write_as<int32_t>(from, row);
-      case LabelType::kInt64:
-        return write_as<int64_t>(from, row);
-    }
+    visit_label(args_.label_type, [&](auto zero) { write_as<decltype(zero)>(from, row); });
   }
 
   const ArgmaxArgs& args_;

@@ -117,16 +117,7 @@ class CrossEntropy {
   }
 
   void convert_labels(const Band& band) {
-    switch (args_.target_type) {
-      case LabelType::kUInt8:
-        return convert_labels_as<uint8_t>(band);
-      case LabelType::kInt16:
-        return convert_labels_as<int16_t>(band);
-      case LabelType::kInt32:
-        return convert_labels_as<int32_t>(band);
-      case LabelType::kInt64:
-        return convert_labels_as<int64_t>(band);
-    }
+    visit_label(args_.target_type, [&](auto zero) { convert_labels_as<decltype(zero)>(band); });
   }
 
   void tile(const Band& band, const Block<T>& block) {

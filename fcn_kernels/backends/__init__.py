@@ -197,6 +197,9 @@ class _Route(TorchDispatchMode):
         reason = _obstacle(self.backend, op, device, tensors[0].dtype)
         if reason is not None:
             raise RuntimeError(f"use_backend({self.backend!r}) cannot serve {op} on {device} tensors: {reason}")
+        if func._overloadname == "out" and self.backend != "cpu":  # the other backends allocate
+            default = getattr(getattr(torch.ops, _library.NAMESPACE), op).default
+            return _library.write(self.__torch_dispatch__(default, types, args), kwargs)
         if self.backend == "reference":
             return getattr(_reference(), op)(*args, **kwargs)
         if self.backend == "triton":

@@ -13,13 +13,14 @@ from .._checks import (
     autocast_dtype,
     check_image,
     check_index,
+    check_out,
     check_pair,
     check_same_device,
     check_same_dtype,
     check_scale,
     check_window,
 )
-from .._library import batched_per_sample, define, differentiable
+from .._library import batched_per_sample, define, define_out, differentiable
 from ..sampling import Sampling
 from ._fakes import empty_image
 from .upsample import upsample
@@ -158,7 +159,9 @@ def _is_plain(t: Tensor) -> bool:
 
 
 _upsample_add = torch.ops.fcn_kernels.upsample_add.default
+_upsample_add_out = torch.ops.fcn_kernels.upsample_add.out
 _conv_transpose_add = torch.ops.fcn_kernels.conv_transpose_add.default
+_conv_transpose_add_out = define_out("conv_transpose_add")
 _gradients = torch.ops.fcn_kernels.conv_transpose_add_backward.default
 
 
@@ -173,6 +176,7 @@ def conv_transpose_add(
     output_size: Sequence[int] | None = None,
     skip_offset: Sequence[int] = (0, 0),
     skip_scale: float = 1.0,
+    out: Tensor | None = None,
 ) -> Tensor:  # [N, Cout, H, W]
     """Learned upsampling: transposed convolution, crop, and a window of finer scores added.
 
@@ -196,6 +200,7 @@ def conv_transpose_add(
         output_size: (H, W) of the crop; by default all that follows the offset.
         skip_offset: where the window of H x W pixels starts in skip.
         skip_scale: a finite factor.
+        out: a tensor for the result, of its shape, dtype and layout, apart from all inputs; no gradient is recorded.
 
     Returns:
         [N, Cout, H, W] in the dtype of x, channels_last if x is. Differentiable in x, weight and skip, any number of
@@ -223,6 +228,16 @@ def conv_transpose_add(
         window = check_window(op, "skip", skip, x, weight.shape[1] * groups, skip_offset, size)
     scale = check_scale(op, "skip_scale", skip_scale)
     sampling = _bilinear_sampling(x, weight, stride, groups, offset, size)
+    if out is not None:
+        check_out(op, out, x, (x.shape[0], weight.shape[1] * groups, *size), x.dtype, weight, skip)
+    if sampling is not None and skip is None:
+        return upsample(x, sampling, out=out)
     if sampling is not None:
-        return upsample(x, sampling) if skip is None else _upsample_add(x, skip, sampling.encode(), window, scale)
-    return _conv_transpose_add(x, weight, skip, stride, groups, offset, size, window, scale)
+        f, f_out, args = _upsample_add, _upsample_add_out, (x, skip, sampling.encode(), window, scale)
+    else:
+        f, f_out = _conv_transpose_add, _conv_transpose_add_out
+        args = (x, weight, skip, stride, groups, offset, size, window, scale)
+    if out is None:
+        return f(*args)
+    f_out(*args, out=out)
+    return out

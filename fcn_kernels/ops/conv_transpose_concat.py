@@ -9,8 +9,16 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from .._checks import FLOATING, autocast_dtype, check_image, check_same_device, check_same_dtype, check_window
-from .._library import batched_per_sample, define, differentiable
+from .._checks import (
+    FLOATING,
+    autocast_dtype,
+    check_image,
+    check_out,
+    check_same_device,
+    check_same_dtype,
+    check_window,
+)
+from .._library import batched_per_sample, define, define_out, differentiable
 from . import channel_sum  # noqa: F401
 from ._fakes import empty_image
 from .conv_transpose_add import check_conv_transpose
@@ -51,6 +59,7 @@ differentiable("conv_transpose_concat", _backward, _setup_context)
 batched_per_sample("conv_transpose_concat", [0, 2])
 
 _conv_transpose_concat = torch.ops.fcn_kernels.conv_transpose_concat.default
+_conv_transpose_concat_out = define_out("conv_transpose_concat")
 _gradients = torch.ops.fcn_kernels.conv_transpose_add_backward.default
 _channel_sum = torch.ops.fcn_kernels.channel_sum.default
 
@@ -66,6 +75,7 @@ def conv_transpose_concat(
     offset: Sequence[int] = (0, 0),
     output_size: Sequence[int] | None = None,
     skip_offset: Sequence[int] = (0, 0),
+    out: Tensor | None = None,
 ) -> Tensor:  # [N, Cskip + Cout, H, W]
     """U-Net's skip fusion: a window of finer features, and behind them in one tensor a transposed convolution, cropped.
 
@@ -87,6 +97,7 @@ def conv_transpose_concat(
         offset: where the crop starts in its output.
         output_size: (H, W) of the crop; by default all that follows the offset.
         skip_offset: where the window of H x W pixels starts in skip; ((Hs - H) // 2, (Ws - W) // 2) is its centre.
+        out: a tensor for the result, of its shape, dtype and layout, apart from all inputs; no gradient is recorded.
 
     Returns:
         [N, Cskip + Cout, H, W] in the dtype of x, channels_last if x is. Differentiable in x, weight, skip and bias,
@@ -117,4 +128,9 @@ def conv_transpose_concat(
     if bias is not None and bias.shape != (channels,):
         raise ValueError(f"{op}: bias must be [{channels}], one per output channel, got shape {list(bias.shape)}")
     window = check_window(op, "skip", skip, x, skip.shape[1], skip_offset, size)
-    return _conv_transpose_concat(x, weight, skip, bias, stride, groups, offset, size, window)
+    args = (x, weight, skip, bias, stride, groups, offset, size, window)
+    if out is None:
+        return _conv_transpose_concat(*args)
+    check_out(op, out, x, (x.shape[0], skip.shape[1] + channels, *size), x.dtype, weight, skip, bias)
+    _conv_transpose_concat_out(*args, out=out)
+    return out

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from .._checks import check_score
-from .._library import batched_by_loop, batched_per_sample, define, differentiable, once_differentiable
+from .._checks import check_out, check_score
+from .._library import batched_by_loop, batched_per_sample, define, define_out, differentiable, once_differentiable
 from ._fakes import empty_image, empty_score_gradients
 
 define(
@@ -52,12 +52,24 @@ batched_by_loop("score_softmax_backward")
 
 _score_softmax = torch.ops.fcn_kernels.score_softmax.default
 _score_softmax_backward = torch.ops.fcn_kernels.score_softmax_backward.default
+_score_softmax_out = define_out("score_softmax")
+
+
+def _run(op: str, x: Tensor, weight: Tensor, bias: Tensor | None, log: bool, out: Tensor | None) -> Tensor:
+    x, weight, bias = check_score(op, x, weight, bias)
+    if out is None:
+        return _score_softmax(x, weight, bias, log)
+    check_out(op, out, x, (x.shape[0], weight.shape[0], *x.shape[2:]), x.dtype, weight, bias)
+    _score_softmax_out(x, weight, bias, log, out=out)
+    return out
 
 
 def score_softmax(
     x: Tensor,  # [N, K, H, W]
     weight: Tensor,  # [C, K] or [C, K, 1, 1]
     bias: Tensor | None = None,  # [C]
+    *,
+    out: Tensor | None = None,
 ) -> Tensor:  # [N, C, H, W]
     """Class probabilities of a 1x1 score convolution.
 
@@ -70,6 +82,7 @@ def score_softmax(
             autocast, x, weight and bias are cast as a convolution casts its arguments.
         weight: [C, K] or [C, K, 1, 1] in the dtype of x.
         bias: [C] in the dtype of x.
+        out: a tensor for the result, of its shape, dtype and layout, apart from all inputs; no gradient is recorded.
 
     Returns:
         [N, C, H, W] in the dtype of x, channels_last if x is. Differentiable in x, weight and bias, any number of
@@ -79,13 +92,15 @@ def score_softmax(
         TypeError: a tensor is not floating, or the dtypes differ.
         ValueError: wrong rank, channels or bias length, another device.
     """
-    return _score_softmax(*check_score("score_softmax", x, weight, bias), False)
+    return _run("score_softmax", x, weight, bias, False, out)
 
 
 def score_log_softmax(
     x: Tensor,  # [N, K, H, W]
     weight: Tensor,  # [C, K] or [C, K, 1, 1]
     bias: Tensor | None = None,  # [C]
+    *,
+    out: Tensor | None = None,
 ) -> Tensor:  # [N, C, H, W]
     """Logarithms of the class probabilities of a 1x1 score convolution.
 
@@ -95,4 +110,4 @@ def score_log_softmax(
 
     Arguments, result and exceptions are those of `score_softmax`.
     """
-    return _score_softmax(*check_score("score_log_softmax", x, weight, bias), True)
+    return _run("score_log_softmax", x, weight, bias, True, out)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from .._checks import check_image, encode_sampling
-from .._library import batched_per_sample, define, differentiable
+from .._checks import check_image, check_out, encode_sampling
+from .._library import batched_per_sample, define, define_out, differentiable
 from ..sampling import Sampling
 from ._fakes import empty_image, input_size, output_size
 
@@ -44,11 +44,14 @@ batched_per_sample("upsample", [0])
 batched_per_sample("upsample_backward", [0])
 
 _upsample = torch.ops.fcn_kernels.upsample.default
+_upsample_out = define_out("upsample")
 
 
 def upsample(
     x: Tensor,  # [N, C, h, w]
     sampling: Sampling | Sequence[int],
+    *,
+    out: Tensor | None = None,
 ) -> Tensor:  # [N, C, H, W]
     """Bilinear up- or down-sampling.
 
@@ -63,6 +66,7 @@ def upsample(
     Args:
         x: [N, C, h, w] in float32, float64, float16 or bfloat16; half types compute in float32.
         sampling: a `Sampling` made for (h, w), or the output size (H, W).
+        out: a tensor for the result, of its shape, dtype and layout, apart from all inputs; no gradient is recorded.
 
     Returns:
         [N, C, H, W] in the dtype of x, channels_last if x is. Differentiable in x, any number of times.
@@ -72,4 +76,9 @@ def upsample(
         ValueError: x is not [N, C, h, w], is empty but for N, or the sampling was made for another size.
     """
     check_image("upsample", "x", x)
-    return _upsample(x, encode_sampling("upsample", x, sampling))
+    encoded = encode_sampling("upsample", x, sampling)
+    if out is None:
+        return _upsample(x, encoded)
+    check_out("upsample", out, x, (*x.shape[:2], encoded[1], encoded[6]), x.dtype)
+    _upsample_out(x, encoded, out=out)
+    return out

@@ -10,8 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import reference
-from .._checks import check_image, check_same_device, check_same_dtype, check_scale, check_window, encode_sampling
-from .._library import batched_per_sample, define, differentiable
+from .._checks import (
+    check_image,
+    check_out,
+    check_same_device,
+    check_same_dtype,
+    check_scale,
+    check_window,
+    encode_sampling,
+)
+from .._library import batched_per_sample, define, define_out, differentiable
 from ..sampling import Sampling
 from ._fakes import empty_image, output_size
 
@@ -50,6 +58,7 @@ differentiable("upsample_add", _backward, _setup_context)
 batched_per_sample("upsample_add", [0, 1])
 
 _upsample_add = torch.ops.fcn_kernels.upsample_add.default
+_upsample_add_out = define_out("upsample_add")
 
 
 def upsample_add(
@@ -59,6 +68,7 @@ def upsample_add(
     *,
     skip_offset: Sequence[int] = (0, 0),
     skip_scale: float = 1.0,
+    out: Tensor | None = None,
 ) -> Tensor:  # [N, C, H, W]
     """Upsample coarse scores and add a window of finer ones.
 
@@ -73,6 +83,7 @@ def upsample_add(
         sampling: a `Sampling` made for (h, w), or the output size (H, W).
         skip_offset: where the window of H x W pixels starts in skip.
         skip_scale: a finite factor.
+        out: a tensor for the result, of its shape, dtype and layout, apart from all inputs; no gradient is recorded.
 
     Returns:
         [N, C, H, W] in the dtype of x, channels_last if x is. Differentiable in x and skip, any number of times.
@@ -94,4 +105,9 @@ def upsample_add(
     check_same_device(op, x, skip=skip)
     encoded = encode_sampling(op, x, sampling)
     offset = check_window(op, "skip", skip, x, x.shape[1], skip_offset, (encoded[1], encoded[6]))
-    return _upsample_add(x, skip, encoded, offset, check_scale(op, "skip_scale", skip_scale))
+    scale = check_scale(op, "skip_scale", skip_scale)
+    if out is None:
+        return _upsample_add(x, skip, encoded, offset, scale)
+    check_out(op, out, x, (*x.shape[:2], encoded[1], encoded[6]), x.dtype, skip)
+    _upsample_add_out(x, skip, encoded, offset, scale, out=out)
+    return out

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from .._checks import check_image, encode_sampling
-from .._library import batched_per_sample, define, differentiable, once_differentiable
+from .._checks import check_image, check_out, encode_sampling
+from .._library import batched_per_sample, define, define_out, differentiable, once_differentiable
 from ..sampling import Sampling
 from ._fakes import empty_image, input_size, output_size
 
@@ -42,11 +42,14 @@ batched_per_sample("upsample_sigmoid", [0])
 batched_per_sample("upsample_sigmoid_backward", [0, 1])
 
 _upsample_sigmoid = torch.ops.fcn_kernels.upsample_sigmoid.default
+_upsample_sigmoid_out = define_out("upsample_sigmoid")
 
 
 def upsample_sigmoid(
     x: Tensor,  # [N, C, h, w]
     sampling: Sampling | Sequence[int],
+    *,
+    out: Tensor | None = None,
 ) -> Tensor:  # [N, C, H, W]
     """Probabilities of upsampled binary logits, per channel.
 
@@ -57,6 +60,7 @@ def upsample_sigmoid(
     Args:
         x: [N, C, h, w] logits in float32, float64, float16 or bfloat16; half types compute in float32.
         sampling: a `Sampling` made for (h, w), or the output size (H, W).
+        out: a tensor for the result, of its shape, dtype and layout, apart from all inputs; no gradient is recorded.
 
     Returns:
         [N, C, H, W] in the dtype of x, channels_last if x is. Differentiable in x, once.
@@ -67,4 +71,9 @@ def upsample_sigmoid(
         RuntimeError: when its gradient is differentiated.
     """
     check_image("upsample_sigmoid", "x", x)
-    return _upsample_sigmoid(x, encode_sampling("upsample_sigmoid", x, sampling))
+    encoded = encode_sampling("upsample_sigmoid", x, sampling)
+    if out is None:
+        return _upsample_sigmoid(x, encoded)
+    check_out("upsample_sigmoid", out, x, (*x.shape[:2], encoded[1], encoded[6]), x.dtype)
+    _upsample_sigmoid_out(x, encoded, out=out)
+    return out

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from .._checks import check_image, encode_sampling
-from .._library import batched_per_sample, define, differentiable, once_differentiable
+from .._checks import check_image, check_out, encode_sampling
+from .._library import batched_per_sample, define, define_out, differentiable, once_differentiable
 from ..sampling import Sampling
 from ._fakes import empty_image, input_size, output_size
 
@@ -42,11 +42,24 @@ batched_per_sample("upsample_softmax", [0])
 batched_per_sample("upsample_softmax_backward", [0, 1])
 
 _upsample_softmax = torch.ops.fcn_kernels.upsample_softmax.default
+_upsample_softmax_out = define_out("upsample_softmax")
+
+
+def _run(op: str, x: Tensor, sampling: Sampling | Sequence[int], log: bool, out: Tensor | None) -> Tensor:
+    check_image(op, "x", x)
+    encoded = encode_sampling(op, x, sampling)
+    if out is None:
+        return _upsample_softmax(x, encoded, log)
+    check_out(op, out, x, (*x.shape[:2], encoded[1], encoded[6]), x.dtype)
+    _upsample_softmax_out(x, encoded, log, out=out)
+    return out
 
 
 def upsample_softmax(
     x: Tensor,  # [N, C, h, w]
     sampling: Sampling | Sequence[int],
+    *,
+    out: Tensor | None = None,
 ) -> Tensor:  # [N, C, H, W]
     """Class probabilities of upsampled logits; the full-resolution logits are never written.
 
@@ -57,6 +70,7 @@ def upsample_softmax(
     Args:
         x: [N, C, h, w] logits in float32, float64, float16 or bfloat16; half types compute in float32.
         sampling: a `Sampling` made for (h, w), or the output size (H, W).
+        out: a tensor for the result, of its shape, dtype and layout, apart from all inputs; no gradient is recorded.
 
     Returns:
         [N, C, H, W] in the dtype of x, also under autocast; channels_last if x is. Differentiable in x, once.
@@ -66,13 +80,14 @@ def upsample_softmax(
         ValueError: x is not [N, C, h, w], is empty but for N, or the sampling was made for another size.
         RuntimeError: when its gradient is differentiated.
     """
-    check_image("upsample_softmax", "x", x)
-    return _upsample_softmax(x, encode_sampling("upsample_softmax", x, sampling), False)
+    return _run("upsample_softmax", x, sampling, False, out)
 
 
 def upsample_log_softmax(
     x: Tensor,  # [N, C, h, w]
     sampling: Sampling | Sequence[int],
+    *,
+    out: Tensor | None = None,
 ) -> Tensor:  # [N, C, H, W]
     """Logarithms of the class probabilities of upsampled logits.
 
@@ -82,5 +97,4 @@ def upsample_log_softmax(
 
     Arguments, result and exceptions are those of `upsample_softmax`.
     """
-    check_image("upsample_log_softmax", "x", x)
-    return _upsample_softmax(x, encode_sampling("upsample_log_softmax", x, sampling), True)
+    return _run("upsample_log_softmax", x, sampling, True, out)
