@@ -14,6 +14,8 @@ from conftest import Backend
 pytest.importorskip("triton")
 
 import test_upsample_argmax
+import test_upsample_binary_cross_entropy
+import test_upsample_confusion_matrix
 import test_upsample_cross_entropy
 import test_upsample_sigmoid
 import test_upsample_softmax
@@ -240,6 +242,18 @@ class TestCrossEntropy:
         else:
             assert fk.upsample_cross_entropy(x, target).isnan()
 
+    def test_pixel_weight_and_extras(self, triton_backend: Backend) -> None:
+        x, target = torch.randn(1, 3, 2, 2, device=triton_backend.device), torch.randint(0, 3, (1, 3, 5))
+        x, target = x.requires_grad_(), target.to(triton_backend.device)
+        options = {"pixel_weight": torch.rand(1, 3, 5, device=triton_backend.device), "return_extras": True}
+        results = []
+        for backend in ("triton", "reference"):
+            with fk.use_backend(backend):
+                extras = fk.upsample_cross_entropy(x, target, label_smoothing=0.125, **options)
+                results.append((*extras, torch.autograd.grad(extras.loss, x)[0]))
+        for ours, expected in zip(*results, strict=True):
+            torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
+
     def test_empty_and_all_ignored(self, triton_backend: Backend) -> None:
         x = torch.randn(1, 3, 2, 2, device=triton_backend.device, requires_grad=True)
         target = torch.full((1, 4, 4), -100, device=triton_backend.device)
@@ -262,3 +276,82 @@ class TestCrossEntropy:
 def test_sigmoid(triton_backend: Backend, sampling: Sampling) -> None:
     for dtype in (torch.float32, torch.float16):
         test_upsample_sigmoid.check(triton_backend, torch.randn(1, 2, *sampling.input_size).to(dtype), sampling)
+
+
+@warnings
+class TestBinaryCrossEntropy:
+    @staticmethod
+    def check(backend: Backend, x: torch.Tensor, sampling: Sampling, **options: object) -> None:
+        target = test_upsample_binary_cross_entropy.labels_for(x, sampling)
+        test_upsample_binary_cross_entropy.check(backend, x, target, sampling, ignore_index=255, **options)
+
+    # The gradient visits outputs one by one: small factors only.
+    @pytest.mark.parametrize("sampling", **parametrized([case for case in TINY if case[1].output_size[1] < 10]))
+    def test_samplings(self, triton_backend: Backend, sampling: Sampling) -> None:
+        self.check(triton_backend, 3 * torch.randn(2, 1, *sampling.input_size), sampling)
+
+    @pytest.mark.parametrize("reduction", test_upsample_binary_cross_entropy.REDUCTIONS)
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16], ids=str)
+    def test_options(self, triton_backend: Backend, dtype: torch.dtype, reduction: str) -> None:
+        x, q = torch.randn(1, 2, 2, 2).to(dtype), torch.tensor([4.0, 0.5])
+        self.check(triton_backend, x, FEW[0][1], reduction=reduction, pos_weight=q)
+
+    @pytest.mark.parametrize("layout", LAYOUTS)
+    def test_layouts(self, triton_backend: Backend, layout: str) -> None:
+        self.check(triton_backend, LAYOUTS[layout](torch.randn(2, 2, 2, 2)), FEW[0][1])
+
+    @pytest.mark.parametrize("values", ADVERSARIAL)
+    def test_adversarial(self, triton_backend: Backend, values: str) -> None:
+        self.check(triton_backend, ADVERSARIAL[values](torch.randn(1, 2, 2, 2)), FEW[0][1], reduction="none")
+
+    @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.float32], ids=str)
+    def test_targets(self, triton_backend: Backend, dtype: torch.dtype) -> None:
+        """Two dtypes of labels, and soft ones, of which one is ignored."""
+        target = torch.rand(1, 1, 3, 5) if dtype.is_floating_point else torch.rand(1, 1, 3, 5) < 0.3
+        options = {}
+        if dtype.is_floating_point:
+            target[0, 0, 1, 1], options = -1, {"ignore_index": -1}
+        x = torch.randn(1, 1, 2, 2)
+        test_upsample_binary_cross_entropy.check(triton_backend, x, target.to(dtype), FEW[0][1], **options)
+
+    def test_wrong_labels_and_empty(self, triton_backend: Backend) -> None:
+        x = torch.randn(1, 1, 2, 2, device=triton_backend.device)
+        target = torch.full((1, 3, 3), 2, device=triton_backend.device)
+        if triton_backend.interpreted:
+            with pytest.raises(RuntimeError, match=r"= 2 is not a class \(0 to 1\)"):
+                fk.upsample_binary_cross_entropy(x, target)
+        else:
+            assert fk.upsample_binary_cross_entropy(x, target).isnan()
+        assert fk.upsample_binary_cross_entropy(x[:0], target[:0], reduction="sum") == 0
+
+
+@warnings
+class TestConfusionMatrix:
+    check = staticmethod(test_upsample_confusion_matrix.check)
+
+    @pytest.mark.parametrize("ignore_index", [None, 255, 1])
+    @pytest.mark.parametrize("sampling", **parametrized(FEW))
+    def test_counts(self, triton_backend: Backend, sampling: Sampling, ignore_index: int | None) -> None:
+        x = torch.randn(2, 3, *sampling.input_size, device=triton_backend.device)
+        target = torch.randint(0, 3, (2, *sampling.output_size), device=triton_backend.device, dtype=torch.uint8)
+        if ignore_index is not None:
+            target[:, :1] = ignore_index
+        self.check(x, target, sampling, ignore_index)
+
+    def test_regions(self, triton_backend: Backend) -> None:
+        """Programs whose pixels have one pair of classes, and one where every pixel is ignored."""
+        x = torch.zeros(2, 3, 1, 1, device=triton_backend.device)
+        x[0, 2], x[1, 1] = 1, 1
+        target = torch.zeros(2, 20, 30, dtype=torch.int64, device=triton_backend.device)
+        target[0], target[1, :18] = 1, -1
+        counts = fk.upsample_confusion_matrix(x, target, ignore_index=-1)
+        assert counts.cpu().equal(torch.tensor([[0, 60, 0], [0, 0, 600], [0, 0, 0]]))
+        assert counts.cpu().equal(fk.upsample_confusion_matrix(x, target, ignore_index=-1).cpu())
+
+    def test_wrong_labels_and_empty(self, triton_backend: Backend) -> None:
+        x = torch.randn(1, 3, 2, 2, device=triton_backend.device)
+        target = torch.zeros(1, 3, 4, dtype=torch.int64, device=triton_backend.device)
+        target[0, 1, 2] = -7
+        with pytest.raises(RuntimeError, match=r"target\[0, 1, 2\] = -7 is not a class \(0 to 2\)"):
+            fk.upsample_confusion_matrix(x, target, ignore_index=None)
+        assert not fk.upsample_confusion_matrix(x[:0], target[:0], ignore_index=None).any()

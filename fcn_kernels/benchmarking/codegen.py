@@ -148,8 +148,30 @@ def _calls() -> Iterator[tuple[str, str, Callable[[], Any]]]:
                     case,
                     op("upsample_cross_entropy_backward", image, x, target, None, image, code, -100, 0.0),
                 )
+                if (n, layout) == (1, torch.contiguous_format):
+                    yield from _binary(op, case, x[:, :1], code)
+                    counted = torch.zeros((n, code[1], code[6]), dtype=torch.uint8)
+                    yield "upsample_confusion_matrix", case, op("upsample_confusion_matrix", x, counted, code, 255)
                 yield "upsample_sigmoid", case, op("upsample_sigmoid", x, code)
                 yield "upsample_sigmoid_backward", case, op("upsample_sigmoid_backward", y, y, code)
+
+
+def _binary(op: Callable, case: str, x: torch.Tensor, code: list[int]) -> Iterator[tuple[str, str, Callable[[], Any]]]:
+    size = (x.shape[0], 1, code[1], code[6])
+    grad = torch.empty(size, dtype=reference.arithmetic_dtype(x.dtype))
+    for target in (torch.zeros(size, dtype=torch.int64), torch.zeros(size, dtype=torch.float32)):
+        kind = f"{case}, {_NAMES[target.dtype]} target"
+        arguments = (target, None, code, 255)
+        yield (
+            "upsample_binary_cross_entropy",
+            kind,
+            op("upsample_binary_cross_entropy", x, *arguments, reference.MEAN, True),
+        )
+        yield (
+            "upsample_binary_cross_entropy_backward",
+            kind,
+            op("upsample_binary_cross_entropy_backward", grad, x, *arguments),
+        )
 
 
 def compiled(launch: Launch, target: str) -> Any:

@@ -14,8 +14,11 @@ KERNELS = {
     "upsample_softmax": "upsample_softmax",
     "upsample_softmax_backward": "upsample_softmax",
     "upsample_argmax": "upsample_argmax",
+    "upsample_confusion_matrix": "upsample_confusion_matrix",
     "upsample_cross_entropy": "upsample_cross_entropy",
     "upsample_cross_entropy_backward": "upsample_cross_entropy",
+    "upsample_binary_cross_entropy": "upsample_binary_cross_entropy",
+    "upsample_binary_cross_entropy_backward": "upsample_binary_cross_entropy",
     "upsample_sigmoid": "upsample_sigmoid",
     "upsample_sigmoid_backward": "upsample_sigmoid",
 }
