@@ -344,6 +344,24 @@ FCN_INLINE int64_t repeat_vectors(const In* from, int64_t count, T* to) {
   return i;
 }
 
+// A result on its way out: line + bias + scale * add, or line + bias.
+template <typename T, typename In>
+inline void finish_row(const T* line, T bias, int64_t count, bool adds, T scale, const In* add, int64_t add_stride,
+                       In* out) {
+  constexpr int L = kLanes<T>;
+  const Vec<T> biases = broadcast(bias);
+  int64_t i = 0;
+  if (!adds) {
+    for (; i + L <= count; i += L) store_as(out + i, load(line + i) + biases);
+    for (; i < count; ++i) from_arithmetic(line[i] + bias, out + i);
+    return;
+  }
+  if (add_stride == 1) {
+    for (; i + L <= count; i += L) store_as(out + i, load(line + i) + biases + scale * load_as(add + i));
+  }
+  for (; i < count; ++i) from_arithmetic(line[i] + bias + scale * (T)to_arithmetic(add[i * add_stride]), out + i);
+}
+
 // Eight channels of a vector of pixels: from lines, `pitch` apart, to t[pixel * 8 + channel], and back.
 constexpr int kTogether = 8;
 

@@ -1,6 +1,7 @@
 // Learned transposed convolution, crop and skip in one pass: per output row the lines of the input rows that reach it
 // times the packed weights, bias and skip added on the way out. See conv_lines.h.
 #include "conv_lines.h"
+#include "conv_patches.h"
 
 namespace fcn {
 namespace FCN_ISA {
@@ -137,25 +138,11 @@ class ConvTransposeAdd {
     if (args_.pixelwise) return finish_pixels(line, count, add, out);
     const bool stream = leaves_cache(output, sizeof(In));
     for (int64_t i = 0; i < count; ++i) {
-      finish_row(line + i * out_pitch_, bias_[i], add + i * skip.stride_c, stream ? row_ : out);
+      finish_row(line + i * out_pitch_, bias_[i], output.width, skip.data != nullptr, scale_, add + i * skip.stride_c,
+                 skip.stride_w, stream ? row_ : out);
       if (stream) stream_copy(out, row_, output.width * (int64_t)sizeof(In));
       out += output.stride_c;
     }
-  }
-
-  void finish_row(const T* line, T bias, const In* add, In* out) const {
-    const int64_t width = args_.output.width, stride = args_.skip.stride_w;
-    const Vec<T> biases = broadcast(bias);
-    int64_t i = 0;
-    if (!args_.skip.data) {
-      for (; i + L <= width; i += L) store_as(out + i, load(line + i) + biases);
-      for (; i < width; ++i) from_arithmetic(line[i] + bias, out + i);
-      return;
-    }
-    if (stride == 1) {
-      for (; i + L <= width; i += L) store_as(out + i, load(line + i) + biases + scale_ * load_as(add + i));
-    }
-    for (; i < width; ++i) from_arithmetic(line[i] + bias + scale_ * (T)to_arithmetic(add[i * stride]), out + i);
   }
 
   void finish_pixels(const T* line, int64_t count, const In* add, In* out) const {
@@ -208,6 +195,7 @@ class ConvTransposeAdd {
 }  // namespace
 
 ConvTransposePlan conv_transpose_plan(const ConvTransposeArgs& args) {
+  if (is_patches(args)) return patches_plan(args);
   return visit_dtype(args.x.dtype, [&](auto zero) {
     using In = decltype(zero);
     using T = ArithmeticOf<In>;
@@ -222,6 +210,7 @@ ConvTransposePlan conv_transpose_plan(const ConvTransposeArgs& args) {
 }
 
 void conv_transpose_pack(const ConvTransposeArgs& args, int64_t unit) {
+  if (is_patches(args)) return patches_pack(args, unit);
   visit_dtype(args.x.dtype, [&](auto zero) {
     using In = decltype(zero);
     using T = ArithmeticOf<In>;
@@ -230,6 +219,7 @@ void conv_transpose_pack(const ConvTransposeArgs& args, int64_t unit) {
 }
 
 void conv_transpose_add(const ConvTransposeArgs& args, int64_t unit, void* scratch) {
+  if (is_patches(args)) return patches_forward(args, unit, scratch);
   visit_dtype(args.x.dtype, [&](auto zero) {
     using In = decltype(zero);
     ConvTransposeAdd<ArithmeticOf<In>, In>(args, scratch).run(unit);

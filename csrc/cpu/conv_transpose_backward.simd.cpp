@@ -1,6 +1,7 @@
 // Gradients of the learned transposed convolution in x and in the weights, in one walk over the input rows: the rows of
 // the gradient that an input row reached are read once for both. See conv_lines.h.
 #include "conv_lines.h"
+#include "conv_patches.h"
 
 namespace fcn {
 namespace FCN_ISA {
@@ -25,6 +26,7 @@ int64_t shares_of(const ConvTransposeArgs& args, const Packing& p) {
 // Parts of the rows of all images; each has its own sum of the gradient of the weights.
 template <typename T>
 int64_t part_count(const ConvTransposeArgs& args) {
+  if (is_patches(args)) return patches_parts(args);
   const int64_t shares = shares_of<T>(args, packing_of<T>(args)), rows = args.x.batch * args.x.height;
   const int64_t wanted = (kUnitsWanted + shares - 1) / shares, worth = rows * args.x.width / kPartPixels + 1;
   const int64_t parts = wanted < worth ? wanted : worth;
@@ -279,14 +281,18 @@ ConvTransposePlan conv_transpose_backward_plan(const ConvTransposeArgs& args) {
   return visit_dtype(args.x.dtype, [&](auto zero) {
     using In = decltype(zero);
     using T = ArithmeticOf<In>;
-    const ConvTransposeBackward<T, In> kernel(args, nullptr);
     ConvTransposePlan plan{};
-    if (args.grad_x.data) {
-      plan.packed_bytes = args.groups * kernel.packing().group_size() * (int64_t)sizeof(T);
-      plan.pack_units = args.groups * kernel.packing().blocks;
+    if (is_patches(args)) {
+      plan = patches_backward_plan(args);
+    } else {
+      const ConvTransposeBackward<T, In> kernel(args, nullptr);
+      if (args.grad_x.data) {
+        plan.packed_bytes = args.groups * kernel.packing().group_size() * (int64_t)sizeof(T);
+        plan.pack_units = args.groups * kernel.packing().blocks;
+      }
+      plan.units = kernel.units();
+      plan.scratch_bytes = kernel.scratch_bytes();
     }
-    plan.units = kernel.units();
-    plan.scratch_bytes = kernel.scratch_bytes();
     if (args.grad_weight.data) {
       plan.parts_bytes = part_count<T>(args) * weight_count(args.weight) * (int64_t)sizeof(T);
       plan.sum_units = (weight_count(args.weight) + kSumElements - 1) / kSumElements;
@@ -296,6 +302,7 @@ ConvTransposePlan conv_transpose_backward_plan(const ConvTransposeArgs& args) {
 }
 
 void conv_transpose_backward_pack(const ConvTransposeArgs& args, int64_t unit) {
+  if (is_patches(args)) return patches_backward_pack(args, unit);
   visit_dtype(args.x.dtype, [&](auto zero) {
     using In = decltype(zero);
     using T = ArithmeticOf<In>;
@@ -304,6 +311,7 @@ void conv_transpose_backward_pack(const ConvTransposeArgs& args, int64_t unit) {
 }
 
 void conv_transpose_backward(const ConvTransposeArgs& args, int64_t unit, void* scratch) {
+  if (is_patches(args)) return patches_backward(args, unit, scratch);
   visit_dtype(args.x.dtype, [&](auto zero) {
     using In = decltype(zero);
     ConvTransposeBackward<ArithmeticOf<In>, In>(args, scratch).run(unit);
