@@ -46,13 +46,15 @@ def compare(tensors: list[Tensor], layout: str = "contiguous", **options: object
         check_budget(a, b, c, leaves[0], gain=max(c.abs().max().item(), 1.0))
 
 
+# Input channels, kernel, options: few channels and many, kernels that are the stride and that are not.
 OPTIONS = {
-    "unet": ((2, 2), {"stride": 2, "skip_offset": (2, 1)}),
-    "crop": ((2, 2), {"stride": 2, "offset": (1, 3), "output_size": (6, 6)}),
-    "patches": ((3, 2), {"stride": (3, 2), "groups": 2, "offset": (4, 0), "skip_offset": (0, 3)}),
-    "wide-patches": ((1, 4), {"stride": (1, 4), "offset": (0, 1), "output_size": (3, 18)}),
-    "overlapping": ((4, 4), {"stride": 2, "offset": (1, 1), "output_size": (8, 10)}),
-    "depthwise": ((4, 3), {"stride": 2, "groups": 4, "skip_offset": (1, 1)}),
+    "unet": (16, (2, 2), {"stride": 2, "skip_offset": (2, 1)}),
+    "narrow": (4, (2, 2), {"stride": 2, "skip_offset": (2, 1)}),
+    "crop": (17, (2, 2), {"stride": 2, "offset": (1, 3), "output_size": (6, 6)}),
+    "groups": (32, (3, 2), {"stride": (3, 2), "groups": 2, "offset": (4, 0), "skip_offset": (0, 3)}),
+    "four": (16, (1, 4), {"stride": (1, 4), "offset": (0, 1), "output_size": (3, 18)}),
+    "overlapping": (4, (4, 4), {"stride": 2, "offset": (1, 1), "output_size": (8, 10)}),
+    "depthwise": (4, (4, 3), {"stride": 2, "groups": 4, "skip_offset": (1, 1)}),
 }
 
 
@@ -60,10 +62,10 @@ OPTIONS = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("options", OPTIONS)
 def test_equals_torch(backend: Backend, options: str, layout: str, dtype: torch.dtype) -> None:
-    kernel, options = OPTIONS[options]
+    inputs, kernel, options = OPTIONS[options]
     groups = options.get("groups", 1)
-    x = LAYOUTS[layout](torch.randn(2, 4, 4, 5, device=backend.device).to(dtype))
-    weight = torch.randn(4, 8 // groups, *kernel, device=backend.device).to(dtype)
+    x = LAYOUTS[layout](torch.randn(2, inputs, 4, 5, device=backend.device).to(dtype))
+    weight = torch.randn(inputs, 8 // groups, *kernel, device=backend.device).to(dtype)
     skip = LAYOUTS[layout](torch.randn(2, 3, 14, 23, device=backend.device).to(dtype))
     compare([x, weight, skip, torch.randn(8, device=backend.device).to(dtype)], layout, **options)
     with torch.no_grad():
@@ -91,18 +93,19 @@ sides = st.tuples(*[st.tuples(st.integers(1, 6), st.integers(1, 7), st.integers(
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     axes=sides,
-    patches=st.booleans(),
+    patches=st.sampled_from([None, 1, 2, 4]),
     channels=st.tuples(st.integers(1, 3), st.integers(1, 20), st.integers(1, 20), st.integers(1, 5)),
     layouts=st.tuples(*[st.sampled_from(["contiguous", "channels_last", "sliced", "transposed"])] * 3),
     data=st.data(),
 )
 def test_any_geometry(
-    backend: Backend, axes: tuple, patches: bool, channels: tuple, layouts: tuple, data: st.DataObject
+    backend: Backend, axes: tuple, patches: int | None, channels: tuple, layouts: tuple, data: st.DataObject
 ) -> None:
-    """Every side, stride, kernel, crop, group and layout; every other time the kernel is the stride."""
+    """Every side, stride, kernel, crop, group and layout, or wide ones whose kernel is the stride."""
     groups, inputs, outputs, skips = channels
-    if patches:
-        axes = [(size, stride, stride) for size, stride, _ in axes]
+    if patches is not None:
+        (h, sy, _), (w, _, _) = axes
+        axes, inputs = [(h, sy, sy), (w, patches, patches)], inputs + 15
     full = [(size - 1) * stride + kernel for size, stride, kernel in axes]
     offset = [data.draw(st.integers(0, f - 1)) for f in full]
     crop = [data.draw(st.integers(1, f - o)) for f, o in zip(full, offset, strict=True)]
@@ -158,13 +161,13 @@ def test_the_gradient_of_a_whole_skip_is_no_copy(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-@pytest.mark.parametrize(("kernel", "stride"), [(2, 2), (4, 2), (3, 3)])
-def test_values_that_are_not_finite(backend: Backend, kernel: int, stride: int, value: float) -> None:
+@pytest.mark.parametrize(("channels", "kernel", "stride"), [(16, 2, 2), (16, 4, 4), (4, 4, 2), (4, 3, 3)])
+def test_values_that_are_not_finite(backend: Backend, channels: int, kernel: int, stride: int, value: float) -> None:
     """They reach what they are multiplied with, also by a weight of zero, and nothing else."""
-    x, skip = torch.randn(2, 4, 5, 21), torch.randn(2, 2, 64, 66)
+    x, skip = torch.randn(2, channels, 5, 21), torch.randn(2, 2, 64, 84)
     x[0, 1, 0, 0] = x[0, 2, 3, 7] = x[1, 3, -1, -1] = value
     skip[0, 1, 3, 5] = value
-    weight = torch.randn(4, 3, kernel, kernel)
+    weight = torch.randn(channels, 3, kernel, kernel)
     weight[:, :, 1, 0] = 0
     tensors = [t.to(backend.device).requires_grad_() for t in (x, weight, skip, torch.tensor([0.0, 1.0, -value]))]
     doubles = [t.detach().double().requires_grad_() for t in tensors]

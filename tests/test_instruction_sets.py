@@ -182,11 +182,12 @@ def test_conv_transpose(instruction_set: str, dtype: torch.dtype, case: str) -> 
 # (Cin, Cout, groups, kernel = stride, size): full tiles of rows and of pixels, rests, and more than one of each block.
 PATCHES = {
     "unet": (40, 24, 1, (2, 2), (5, 21)),
-    "groups": (6, 4, 2, (3, 5), (4, 9)),
-    "four": (3, 18, 1, (4, 4), (3, 33)),
+    "groups": (34, 4, 2, (3, 2), (4, 9)),
+    "four": (16, 18, 1, (4, 4), (3, 33)),
     "one": (70, 33, 1, (1, 1), (6, 7)),
+    "narrow": (6, 4, 2, (3, 5), (4, 9)),
     "deep": (300, 140, 1, (2, 2), (12, 13)),
-    "large": (2, 1, 1, (20, 17), (2, 3)),
+    "large": (18, 1, 1, (200, 4), (2, 3)),
 }
 
 

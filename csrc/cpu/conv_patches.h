@@ -12,13 +12,13 @@
 namespace fcn {
 namespace FCN_ISA {
 
-// Fewer products than these per output do not pay for the packing: conv_lines.h serves.
-constexpr int64_t kPatchInputs = 4;
-constexpr int64_t kPatchRows = 8;
+// Fewer products than these per output do not pay for the packing, nor do other widths: conv_lines.h serves.
+constexpr int64_t kPatchInputs = 16;
 
 inline bool is_patches(const ConvTransposeArgs& a) {
-  return a.weight.height == a.stride_h && a.weight.width == a.stride_w && a.weight.batch / a.groups >= kPatchInputs &&
-         a.weight.channels * a.weight.height * a.weight.width >= kPatchRows;
+  const int64_t ky = a.weight.height, kx = a.weight.width;
+  return ky == a.stride_h && kx == a.stride_w && a.weight.batch / a.groups >= kPatchInputs &&
+         (kx == 1 || kx == 2 || kx == 4);
 }
 
 ConvTransposePlan patches_plan(const ConvTransposeArgs&);

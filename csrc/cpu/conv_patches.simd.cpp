@@ -10,7 +10,7 @@ namespace FCN_ISA {
 namespace {
 
 constexpr int64_t kBlockPanels = 4;      // of pixels in a block, at most
-constexpr int64_t kRows = 36 * 14;       // rows of a product that are computed together, if a patch is not larger
+constexpr int64_t kRows = 512;           // rows of a product that are computed together, if a patch is not larger
 constexpr int64_t kWeightColumns = 256;  // of the gradient of the weights that are computed together
 constexpr int64_t kUnitsWanted = 16;
 constexpr int64_t kPartPixels = 1 << 10;  // that are worth a sum of their own
@@ -179,68 +179,59 @@ class Patches {
     read_row(from + y * grad.stride_h + (x + begin) * grad.stride_w, grad.stride_w, end - begin, to + begin);
   }
 
+  // Calls f(first column of the panel, column of the crop, length) for every run of pixels of panel j whose place (ky,
+  // kx) lies in the crop, with the row of the crop.
+  template <typename F>
+  FCN_INLINE void for_each_place(int64_t j, int64_t ky, int64_t kx, const F& f) const {
+    for_each_row(pixels_, block_.begin + j * P, columns(j), [&](int64_t i, int64_t y, int64_t x, int64_t length) {
+      const int64_t row = y * ky_ + ky - args_.offset_h;
+      int64_t column = x * kx_ + kx - args_.offset_w;
+      if (row < 0 || row >= args_.output.height) return;
+      for (; length > 0 && column < 0; --length, ++i) column += kx_;
+      while (length > 0 && column + (length - 1) * kx_ >= args_.output.width) --length;
+      if (length > 0) f(i, row, column, length);
+    });
+  }
+
   void gather_channels(const In* from, int64_t ky, int64_t kx, int64_t count, T* to, int64_t stride) const {
     const Image& grad = args_.output;
     for (int64_t j = 0; j < panels_; ++j) {
-      for_each_row(pixels_, block_.begin + j * P, columns(j), [&](int64_t i, int64_t y, int64_t x, int64_t length) {
-        const int64_t row = y * ky_ + ky - args_.offset_h;
-        int64_t column = x * kx_ + kx - args_.offset_w;
-        if (row < 0 || row >= grad.height) return;
-        for (; length > 0 && column < 0; --length, ++i) column += kx_;
-        while (length > 0 && column + (length - 1) * kx_ >= grad.width) --length;
-        if (length > 0) {
-          pack_panel(to + j * stride + i, from + row * grad.stride_h + column * grad.stride_w, count, grad.stride_c,
-                     (int)length, kx_ * grad.stride_w);
-        }
+      for_each_place(j, ky, kx, [&](int64_t i, int64_t row, int64_t column, int64_t length) {
+        pack_panel(to + j * stride + i, from + row * grad.stride_h + column * grad.stride_w, count, grad.stride_c,
+                   (int)length, kx_ * grad.stride_w);
       });
     }
   }
 
   // P pixels' columns, kx of each pixel together, to kx rows, and back.
   void split_columns(const T* line, T* to) const {
-    if (kx_ == 1) {
-      memcpy(to, line, P * sizeof(T));
-    } else if (kx_ == 2) {
-      split_vectors<2>(line, to);
-    } else if (kx_ == 4) {
-      split_vectors<4>(line, to);
-    } else {
-      for (int64_t b = 0; b < kx_; ++b) {
-        for (int i = 0; i < P; ++i) to[b * P + i] = line[i * kx_ + b];
+    with_columns([&](auto columns) {
+      constexpr int K = decltype(columns)::value;
+      for (int i = 0; i < P; i += L) {
+        Vec<T> v[K];
+        for (int k = 0; k < K; ++k) v[k] = load(line + i * K + k * L);
+        deinterleave<T, K>(v);
+        for (int k = 0; k < K; ++k) store(to + k * P + i, v[k]);
       }
-    }
+    });
   }
-  template <int K>
-  static void split_vectors(const T* line, T* to) {
-    for (int i = 0; i < P; i += L) {
-      Vec<T> v[K];
-      for (int k = 0; k < K; ++k) v[k] = load(line + i * K + k * L);
-      deinterleave<T, K>(v);
-      for (int k = 0; k < K; ++k) store(to + k * P + i, v[k]);
-    }
-  }
-
   void join_columns(const T* from, T* line) const {
-    if (kx_ == 1) {
-      memcpy(line, from, P * sizeof(T));
-    } else if (kx_ == 2) {
-      join_vectors<2>(from, line);
-    } else if (kx_ == 4) {
-      join_vectors<4>(from, line);
-    } else {
-      for (int64_t b = 0; b < kx_; ++b) {
-        for (int i = 0; i < P; ++i) line[i * kx_ + b] = from[b * P + i];
+    with_columns([&](auto columns) {
+      constexpr int K = decltype(columns)::value;
+      for (int i = 0; i < P; i += L) {
+        Vec<T> v[K];
+        for (int k = 0; k < K; ++k) v[k] = load(from + k * P + i);
+        interleave<T, K>(v);
+        for (int k = 0; k < K; ++k) store(line + i * K + k * L, v[k]);
       }
-    }
+    });
   }
-  template <int K>
-  static void join_vectors(const T* from, T* line) {
-    for (int i = 0; i < P; i += L) {
-      Vec<T> v[K];
-      for (int k = 0; k < K; ++k) v[k] = load(from + k * P + i);
-      interleave<T, K>(v);
-      for (int k = 0; k < K; ++k) store(line + i * K + k * L, v[k]);
-    }
+  // Those that is_patches admits.
+  template <typename F>
+  FCN_INLINE void with_columns(const F& f) const {
+    if (kx_ == 1) return f(Count<1>());
+    if (kx_ == 2) return f(Count<2>());
+    f(Count<4>());
   }
 
   const ConvTransposeArgs& args_;
@@ -307,9 +298,10 @@ class PatchesForward : Patches<T, In> {
             for (int64_t r = 0; r < size; ++r) to[i * size + r] = (T)to_arithmetic(from[r]);
           }
         } else {
-          for (int64_t r = 0; r < size; ++r) {
-            const In* from = weight_at(rows, begin + r) + k * w.stride_n;
-            for (int64_t i = 0; i < depth; ++i) to[i * size + r] = (T)to_arithmetic(from[i * w.stride_n]);
+          const In* from[kTileRows];
+          for (int64_t r = 0; r < size; ++r) from[r] = weight_at(rows, begin + r) + k * w.stride_n;
+          for (int64_t i = 0; i < depth; ++i) {
+            for (int64_t r = 0; r < size; ++r) to[i * size + r] = (T)to_arithmetic(from[r][i * w.stride_n]);
           }
         }
         to += size * depth;
@@ -394,18 +386,17 @@ class PatchesForward : Patches<T, In> {
     const In* add = (const In*)skip.data + block_.n * skip.stride_n + first * skip.stride_c;
     this->for_rows(rows, 0, rows.size, [&](int64_t m, int64_t, int64_t ky, int64_t kx, int64_t count) {
       for (int64_t j = 0; j < panels_; ++j) {
-        unpack_panel(line_, 1, count, z_ + (j * rows.size + m) * P, count, (int)this->columns(j));
-        const auto write = [&](int64_t i, int64_t y, int64_t x, int64_t length) {
-          const int64_t row = y * ky_ + ky - args_.offset_h;
-          if (row < 0 || row >= out.height) return;
-          for (int64_t column = x * kx_ + kx - args_.offset_w, l = 0; l < length; ++l, column += kx_) {
-            if (column < 0 || column >= out.width) continue;
-            finish_row(line_ + (i + l) * count, T(-0.0), count, skip.data != nullptr, scale_,
-                       add + row * skip.stride_h + column * skip.stride_w, skip.stride_c,
-                       to + row * out.stride_h + column * out.stride_w);
+        const T* z = z_ + (j * rows.size + m) * P;
+        this->for_each_place(j, ky, kx, [&](int64_t i, int64_t row, int64_t column, int64_t length) {
+          In* target = to + row * out.stride_h + column * out.stride_w;
+          if (!skip.data) return unpack_panel(target, 1, kx_ * out.stride_w, z + i, count, (int)length);
+          unpack_panel(line_, 1, count, z + i, count, (int)length);
+          const In* source = add + row * skip.stride_h + column * skip.stride_w;
+          for (int64_t l = 0; l < length; ++l) {
+            finish_row(line_ + l * count, T(-0.0), count, true, scale_, source + l * kx_ * skip.stride_w, skip.stride_c,
+                       target + l * kx_ * out.stride_w);
           }
-        };
-        for_each_row(pixels_, block_.begin + j * P, this->columns(j), write);
+        });
       }
     });
   }
