@@ -1,5 +1,6 @@
 # Every target sets up .venv by itself; a second run does nothing twice.
-#   make demo     the main job in about a minute: fused heads against eager PyTorch and torch.compile, on photographs
+#   make demo     the story of FCN on digit scenes, and the quick throughput table, in less than five minutes
+#   make story    its long version: three seeds, goals, figures and results for the README (about half an hour)
 #   make test     the test suite
 #   make integrations   the tests with other people's libraries, which it installs
 #   make bench    the main job in full, every workload with its goal (about ten minutes)
@@ -14,17 +15,23 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
-EXTRAS := bench,test,triton,lint
+EXTRAS := demo,bench,test,triton,lint
 # A GPU that is visible gets its kernels; elsewhere the CPU part alone keeps the build short.
 BUILD := $(shell nvidia-smi -L 2>/dev/null | grep -q GPU && echo auto || echo cpu)
 
 INSTALLED := $(VENV)/.installed-$(BUILD)
 SOURCES := $(wildcard csrc/* csrc/cpu/* csrc/cuda/*) setup.py build_kernels.py pyproject.toml
 
-.PHONY: demo test integrations bench suites lint format cuda clean
+.PHONY: demo story test integrations bench suites lint format cuda clean
 
 demo: $(INSTALLED)
-	$(BIN)/fcn-kernels bench --quick $(ARGS)
+	$(BIN)/fcn-kernels demo --out build/demo $(ARGS)
+
+story: $(INSTALLED)
+	$(BIN)/fcn-kernels demo --long --seeds 0 1 2 --no-bench --out build/story $(ARGS)
+	cp build/story/results.json benchmarks/results/story.json
+	cp build/story/labels.png docs/story-labels.png
+	cp build/story/heatmap.png docs/story-heatmap.png
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest $(ARGS)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import fcn_kernels
 from fcn_kernels import models
-from fcn_kernels.benchmarking import eager_fcn8s, measure, memory
+from fcn_kernels.benchmarking import eager_fcn, measure, memory
 from fcn_kernels.benchmarking.photographs import photographs
 
 SIZES = [(1, 1), (64, 64), (224, 224), (375, 500), (500, 500), (513, 513)]
@@ -51,7 +51,7 @@ def agreement() -> list[dict]:
     model, rows = network(), []
     for size in SIZES:
         image = picture(size)
-        expected, ours = eager_fcn8s.logits(model, image), model(image)
+        expected, ours = eager_fcn.logits(model, image), model(image)
         labels, top = model.predict(image), expected.topk(2, 1).values
         different = labels != expected.argmax(1)
         scale = expected.abs().max()
@@ -80,7 +80,7 @@ def fastest(call: Callable[[], object], runs: int) -> float:  # milliseconds of 
 def head() -> dict:
     """What follows the three score maps at 500 x 500, and the whole forward pass to labels."""
     model, image, size = network(), picture((500, 500)), (500, 500)
-    x, pool4, pool3 = maps = eager_fcn8s.score_maps(model, image)
+    x, pool4, pool3 = maps = eager_fcn.score_maps(model, image)
     low, high = model.skip_crops
     pool4 = pool4[:, :, low : low + 34, low : low + 34].contiguous()
     pool3 = pool3[:, :, high : high + 70, high : high + 70].contiguous()
@@ -89,12 +89,12 @@ def head() -> dict:
         y = model.upscore_pool4(model.upscore2(x, pool4), pool3)
         return fcn_kernels.upsample_argmax(y, model.last.sampling(y, model.crop, size))
 
-    fused(), eager_fcn8s.head(model, maps, size)
+    fused(), eager_fcn.head(model, maps, size)
     found = {
         "fused head": fastest(fused, 30),
-        "eager head": fastest(lambda: eager_fcn8s.head(model, maps, size).argmax(1), 5),
+        "eager head": fastest(lambda: eager_fcn.head(model, maps, size).argmax(1), 5),
         "fused forward": fastest(lambda: model.predict(image), 2),
-        "eager forward": fastest(lambda: eager_fcn8s.predict(model, image), 2),
+        "eager forward": fastest(lambda: eager_fcn.predict(model, image), 2),
     }
     return found | {f"{k} share": found[f"{k} head"] / found[f"{k} forward"] for k in ("fused", "eager")}
 
@@ -107,14 +107,12 @@ def _step(kind: str, side: int, narrow: bool) -> int:
     tiny = network(lambda: models.FCN8s(channels=(2,) * 5, hidden=2))
     for _ in range(2):
         tiny.loss(image[:, :, :32, :32], target[:, :32, :32]).backward()
-        F.cross_entropy(eager_fcn8s.logits(tiny, image[:, :, :32, :32]), target[:, :32, :32]).backward()
+        F.cross_entropy(eager_fcn.logits(tiny, image[:, :, :32, :32]), target[:, :32, :32]).backward()
 
     model.loss(image[:, :, :32, :32], target[:, :32, :32]).backward()  # the weights' gradients are there
 
     def call() -> Tensor:
-        loss = (
-            model.loss(image, target) if kind == "fused" else F.cross_entropy(eager_fcn8s.logits(model, image), target)
-        )
+        loss = model.loss(image, target) if kind == "fused" else F.cross_entropy(eager_fcn.logits(model, image), target)
         loss.backward()
         return loss
 

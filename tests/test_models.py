@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import fcn_kernels as fk
 from fcn_kernels import models
-from fcn_kernels.benchmarking import eager_fcn8s
+from fcn_kernels.benchmarking import eager_fcn
 from fcn_kernels.nn import bilinear_weight
 
 TINY = {"channels": (6, 8, 8, 10, 12), "hidden": 16}
@@ -132,8 +132,8 @@ def test_equal_to_dense_transposed_convolutions(cls: type, size: tuple[int, int]
 def test_the_benchmarks_eager_network_is_the_tests_one() -> None:
     model, image = filled(models.FCN8s(5, **TINY)), torch.randn(2, 3, 45, 60)
     expected = eager(model, image)
-    torch.testing.assert_close(eager_fcn8s.logits(model, image), expected)
-    assert torch.equal(eager_fcn8s.predict(model, image), expected.argmax(1))
+    torch.testing.assert_close(eager_fcn.logits(model, image), expected)
+    assert torch.equal(eager_fcn.predict(model, image), expected.argmax(1))
 
 
 def cls_double(model: nn.Module) -> nn.Module:

@@ -24,7 +24,7 @@ _SEED = 20150607
 
 
 @cache
-def _photograph(name: str) -> Tensor:  # [3, H, W], values in 0..1
+def photograph(name: str) -> Tensor:  # [3, H, W], values in 0..1
     try:
         from skimage import data
     except ImportError as error:
@@ -40,7 +40,7 @@ def photographs(count: int, size: tuple[int, int]) -> Tensor:  # [count, 3, H, W
     """The first `count` photographs (repeated, mirrored, when there are fewer), scaled and centre-cropped to `size`."""
     images = []
     for index in range(count):
-        image = _photograph(NAMES[index % len(NAMES)])[None]
+        image = photograph(NAMES[index % len(NAMES)])[None]
         scale = max(size[0] / image.shape[2], size[1] / image.shape[3])
         scaled = tuple(max(s, round(i * scale)) for s, i in zip(size, image.shape[2:], strict=True))
         image = F.interpolate(image, size=scaled, mode="bilinear", antialias=True)

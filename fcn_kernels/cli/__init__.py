@@ -11,6 +11,7 @@ from collections.abc import Sequence
 COMMANDS = {
     "info": "what is built, which backend serves each operator, and why another does not",
     "bench": "compare the fused heads with eager PyTorch and torch.compile, on features of real photographs",
+    "demo": "the story of FCN: a classifier of digits becomes FCN-32s, 16s and 8s, on scenes made of real data",
     "segment": "label the pixels of pictures: palette PNGs, overlays and a legend",
     "train": "train FCN-32s, 16s and 8s on a folder in the layout of PASCAL VOC",
 }
