@@ -93,16 +93,20 @@ _NAMES = {
 }  # fmt: skip
 
 
-def cases(operators: list[str] | None = None, part: str = "") -> Iterator[Launch]:
+def cases(operators: list[str] | None = None, part: str = "", hip: bool = False) -> Iterator[Launch]:
     """Every kernel, at the shapes, dtypes and layouts that choose different configurations; each configuration once.
 
-    Restricted to some operators, and to cases whose name contains `part`, where these are given.
+    Restricted to some operators, and to cases whose name contains `part`, where these are given. `hip`: what a torch
+    for ROCm chooses.
     """
+    version = mock.patch.object(torch.version, "hip", "any" if hip else None)
     seen = set()
     for operator, case, call in _calls():
         if (operators and operator not in operators) or part not in case:
             continue
-        for launch in record(operator, case, call):
+        with version:
+            launches = record(operator, case, call)
+        for launch in launches:
             if launch.key() not in seen:
                 seen.add(launch.key())
                 yield launch
@@ -114,6 +118,7 @@ def _calls() -> Iterator[tuple[str, str, Callable[[], Any]]]:
     def op(name: str, *args: Any) -> Callable[[], Any]:
         return lambda: kernels.lazy(name)(*args)
 
+    yield from _scores(op)
     shapes = {
         "VOC 8x": (1, 21, 64, 64, Sampling.interpolate((64, 64), (512, 512))),
         "ADE 4x": (8, 150, 128, 128, Sampling.interpolate((128, 128), (512, 512))),
@@ -154,6 +159,52 @@ def _calls() -> Iterator[tuple[str, str, Callable[[], Any]]]:
                     yield "upsample_confusion_matrix", case, op("upsample_confusion_matrix", x, counted, code, 255)
                 yield "upsample_sigmoid", case, op("upsample_sigmoid", x, code)
                 yield "upsample_sigmoid_backward", case, op("upsample_sigmoid_backward", y, y, code)
+
+
+def _scores(op: Callable) -> Iterator[tuple[str, str, Callable[[], Any]]]:
+    """The score convolutions: FCN's, whose channels are split, one that fills the GPU, and more classes than a tile."""
+    shapes = {"K 4096 C 21": (1, 4096, 21, 16), "K 512 C 150": (8, 512, 150, 64), "K 512 C 2000": (1, 512, 2000, 128)}
+    for shape, (n, k, c, side) in shapes.items():
+        for dtype, allowed in (
+            (torch.float32, "highest"),
+            (torch.float32, "high"),
+            (torch.bfloat16, "highest"),
+            (torch.float64, "highest"),
+        ):
+            for layout in (torch.contiguous_format, torch.channels_last):
+                if layout == torch.channels_last and (dtype == torch.float64 or allowed == "high"):
+                    continue
+                case = f"{shape}, {'tf32' if allowed == 'high' else _NAMES[dtype]}, "
+                case += "channels_last" if layout == torch.channels_last else "contiguous"
+                x = torch.empty((1, k, side, side), dtype=dtype).contiguous(memory_format=layout).expand(n, -1, -1, -1)
+                weight, bias = torch.empty((c, k), dtype=dtype), torch.empty(c, dtype=dtype)
+                p = torch.empty((1, c, side, side), dtype=dtype).contiguous(memory_format=layout).expand(n, -1, -1, -1)
+                target = torch.zeros((1, side, side), dtype=torch.int64).expand(n, -1, -1)
+                pixel = torch.empty((n, side, side), dtype=reference.arithmetic_dtype(dtype))
+                options = (None, -100, reference.MEAN, 0.0)
+                calls = {
+                    "score_softmax": (x, weight, bias, False),
+                    "score_softmax_backward": (p, x, weight, p, False, True, True),
+                    "score_argmax": (x, weight, bias, torch.int64),
+                    "score_cross_entropy": (x, weight, bias, target, *options),
+                    "score_cross_entropy_backward": (
+                        pixel, x, weight, bias, target, None, pixel, -100, 0.0, True, True,
+                    ),
+                }  # fmt: skip
+                for name, arguments in calls.items():
+                    yield name, case, _allowing(allowed, op(name, *arguments))
+
+
+def _allowing(precision: str, call: Callable[[], Any]) -> Callable[[], Any]:
+    def run() -> Any:
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision(precision)
+        try:
+            return call()
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+    return run
 
 
 def _binary(op: Callable, case: str, x: torch.Tensor, code: list[int]) -> Iterator[tuple[str, str, Callable[[], Any]]]:
@@ -230,7 +281,7 @@ def _disassembled(cubin: bytes) -> tuple[str, list[str]]:
 def _kind(name: str) -> str:
     if name.startswith(("MUFU.EX2", "v_exp_f32")):
         return "exponentials"
-    if re.match(r"HMMA|HGMMA|IMMA|DMMA|UTC\w*MMA|v_mfma", name):
+    if re.match(r"HMMA|HGMMA|QGMMA|IMMA|DMMA|UTC\w*MMA|v_mfma", name):
         return "matrix products"
     return "shuffles" if name.startswith(("SHFL", "ds_bpermute")) else "other"
 
@@ -254,8 +305,8 @@ def _widths(names: list[str], pattern: str) -> list[int]:
 def table(targets: list[str], operators: list[str] | None = None, part: str = "") -> list[dict[str, Any]]:
     """A row for every configuration and target."""
     rows = []
-    for launch in cases(operators, part):
-        for target in targets:
+    for target in targets:
+        for launch in cases(operators, part, TARGETS[target][0] == "hip"):
             row = {"operator": launch.operator, "kernel": launch.kernel.__name__, "case": launch.case, "target": target}
             rows.append(row | inspect(compiled(launch, target), target))
     return rows
@@ -275,11 +326,15 @@ def main() -> None:
         facts = {"triton": triton.__version__, "torch": torch.__version__}
         arguments.json.write_text(json.dumps({"provenance": facts, "rows": rows}, indent=1) + "\n")
         return
-    print(f"{'kernel':<30}{'case':<34}{'target':<8}{'regs':>5}{'spills':>7}{'shared':>7}{'warps':>6}  loads / stores")
+    print(
+        f"{'kernel':<30}{'case':<46}{'target':<8}{'regs':>5}{'spills':>7}{'shared':>7}{'warps':>6}{'mma':>5}"
+        "  loads / stores"
+    )
     for r in rows:
+        products = r.get("matrix products", 0)
         print(
-            f"{r['kernel']:<30}{r['case']:<34}{r['target']:<8}{r['registers']:>5}{r['spilled_bytes']:>7}"
-            f"{r['shared_bytes']:>7}{r['warps']:>6}  {r['load_bits']} / {r['store_bits']}"
+            f"{r['kernel']:<30}{r['case']:<46}{r['target']:<8}{r['registers']:>5}{r['spilled_bytes']:>7}"
+            f"{r['shared_bytes']:>7}{r['warps']:>6}{products:>5}  {r['load_bits']} / {r['store_bits']}"
         )
 
 

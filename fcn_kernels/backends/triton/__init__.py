@@ -8,6 +8,11 @@ from typing import Any
 
 # operator -> the module beside this file that has a function of its name
 KERNELS = {
+    "score_softmax": "score_softmax",
+    "score_softmax_backward": "score_softmax",
+    "score_argmax": "score_argmax",
+    "score_cross_entropy": "score_cross_entropy",
+    "score_cross_entropy_backward": "score_cross_entropy",
     "upsample": "upsample_add",
     "upsample_backward": "upsample_add",
     "upsample_add": "upsample_add",

@@ -8,12 +8,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...reference import memory_format
+from ...reference import MEAN, MEAN_ALL, memory_format
 
 
-def empty_image(like: Tensor, height: int, width: int, dtype: torch.dtype | None = None) -> Tensor:
+def empty_image(
+    like: Tensor, height: int, width: int, dtype: torch.dtype | None = None, channels: int | None = None
+) -> Tensor:
     """[N, C, height, width], channels_last if `like` is that and not contiguous, else contiguous."""
-    size = (*like.shape[:2], height, width)
+    size = (like.shape[0], like.shape[1] if channels is None else channels, height, width)
     return torch.empty(size, dtype=dtype or like.dtype, device=like.device, memory_format=memory_format(like))
 
 
@@ -50,3 +52,13 @@ def image_blocks(x: Tensor, y: Tensor) -> tuple[int, int]:
     channels_last = x.stride(1) == 1 and y.stride(1) == 1 and x.shape[1] > 1
     block_c = min(64 if channels_last else 4, triton.next_power_of_2(x.shape[1]))
     return block_c, max(8, 512 // block_c) if channels_last else 128
+
+
+def reduced(partial: Tensor, reduction: int, pixels: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The reduced loss and what it was divided by, from the programs' sums of loss and weight."""
+    value, total = partial.sum(0).unbind()
+    if reduction == MEAN_ALL:
+        total = torch.full_like(value, float(pixels))
+    elif reduction != MEAN:
+        total = torch.ones_like(value)
+    return (value / total).to(dtype), total.to(dtype)

@@ -21,9 +21,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ... import reference
-from ...reference import MEAN, MEAN_ALL, NONE, arithmetic_dtype
+from ...reference import NONE, arithmetic_dtype
 from .geometry import readers, taps, weight_of
-from .launch import accumulator, device_of, empty_image, index_type
+from .launch import accumulator, device_of, empty_image, index_type, reduced
 
 
 @triton.jit
@@ -172,15 +172,11 @@ def upsample_binary_cross_entropy(
             )  # fmt: skip
     if loss is not None:
         return loss, one, empty
-    value, total = partial.sum(0).unbind()
-    if reduction == MEAN_ALL:
-        total = torch.full_like(value, float(n * c * H * W))
-    elif reduction != MEAN:
-        total = torch.ones_like(value)
+    value, total = reduced(partial, reduction, n * c * H * W, new["dtype"])
     gradient = empty
     if with_grad:
         gradient = _gradient(None, x, target, pos_weight, sampling, ignore_index, new["dtype"])
-    return (value / total).to(new["dtype"]), total.to(new["dtype"]), gradient
+    return value, total, gradient
 
 
 def upsample_binary_cross_entropy_backward(

@@ -37,9 +37,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ... import reference
-from ...reference import MEAN, MEAN_ALL, NONE
+from ...reference import NONE
 from .geometry import first_output, taps
-from .launch import accumulator, device_of, empty_image, index_type
+from .launch import accumulator, device_of, empty_image, index_type, reduced
 from .logsumexp import LOG2E, SPAN, class_statistics, logsumexp
 
 DOWN = tl.constexpr(2.0**-40)  # keeps Horner's sums, up to 8 exp(SPAN) times the coefficient, in range
@@ -318,12 +318,7 @@ def upsample_cross_entropy(
     one, empty = shift.new_ones(()), shift.new_empty(0)
     if per_pixel:
         return loss, one, empty, empty if absolute is None else absolute
-    value, total = partial.sum(0).unbind()
-    if reduction == MEAN_ALL:
-        total = torch.full_like(value, float(n * H * W))
-    elif reduction != MEAN:
-        total = torch.ones_like(value)
-    value, total = (value / total).to(shift.dtype), total.to(shift.dtype)
+    value, total = reduced(partial, reduction, n * H * W, shift.dtype)
     gradient = empty
     if with_grad:
         gradient = empty_image(x, *x.shape[2:], dtype=shift.dtype)
