@@ -171,6 +171,53 @@ def test_another_seed_is_refused(tmp_path: Path) -> None:
         training.Trainer(network(), Scenes(), MEAN, seed=2, checkpoint=tmp_path / "c.pt")
 
 
+def learned(model: models.FCN8s) -> models.FCN8s:
+    """Takes over the weight of somebody's trained deconvolution, so that its layer learns too."""
+    weight = model.upscore2.weight.clone()
+    weight[0, 1] = 0.1
+    assert model.upscore2.use(weight) == "dense"
+    return model
+
+
+def test_a_run_whose_upsampling_became_a_learned_one_resumes(tmp_path: Path) -> None:
+    whole = training.Trainer(learned(network()), Scenes(), MEAN)
+    whole.run(6)
+    training.Trainer(learned(network()), Scenes(), MEAN, checkpoint=tmp_path / "c.pt").run(3)
+    again = network()
+    assert again.upscore2.fixed
+    rest = training.Trainer(again, Scenes(), MEAN, checkpoint=tmp_path / "c.pt")
+    assert (again.upscore2.upsampling, again.upscore_pool4.upsampling) == ("dense", "fixed")
+    rest.run(6)
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]), name
+
+    training.Trainer(network(), Scenes(), MEAN, checkpoint=tmp_path / "fixed.pt").run(1)
+    with pytest.raises(ValueError, match="was trained with a fixed upscore2, not with a dense one"):
+        training.Trainer(learned(network()), Scenes(), MEAN, checkpoint=tmp_path / "fixed.pt")
+    with pytest.raises(RuntimeError, match="upscore16"):
+        training.Trainer(models.FCN16s(2, **TINY), Scenes(), MEAN, checkpoint=tmp_path / "fixed.pt")
+
+
+def test_a_checkpoint_tells_what_network_it_is_of(tmp_path: Path) -> None:
+    trainer = training.Trainer(network(), Scenes(), MEAN, checkpoint=tmp_path / "c.pt")
+    trainer.run(1)
+    assert models.read_checkpoint(tmp_path / "c.pt")["network"] == {"name": "fcn8s", "padding": 17}
+
+    with torch.device("meta"):
+        at_once, googlenet, unet = models.FCN8sAtOnce(3), models.FCNGoogLeNet(3), models.UNet(3)
+    assert models.describe(at_once) == {"name": "fcn8s_at_once", "padding": 100}
+    names = ("a", "b", "c")
+    expected = {"name": "fcn_googlenet", "preprocessing": "torchvision", "class_names": ["a", "b", "c"]}
+    assert models.describe(googlenet, preprocessing="torchvision", class_names=names) == expected
+    assert models.describe(unet) == {"name": "unet"}
+    with pytest.raises(ValueError, match="3 classes, got 2 names"):
+        models.describe(unet, class_names=("a", "b"))
+    with pytest.raises(ValueError, match="preprocessing must be 'caffe' or 'torchvision', got 'cafe'"):
+        models.describe(unet, preprocessing="cafe")
+    with pytest.raises(ValueError, match="Linear is none of the networks known here"):
+        models.describe(nn.Linear(1, 1))
+
+
 def voc(root: Path, labels: numpy.ndarray, mode: str = "P") -> Path:
     for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (root / folder).mkdir(parents=True, exist_ok=True)
@@ -223,19 +270,47 @@ def test_train_command(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatc
     labels[4:20, 6:20] = 1
     root = voc(tmp_path / "data", labels)
     (root / "ImageSets" / "Segmentation" / "val.txt").write_text("a\n")
-    for name in ("FCN32s", "FCN16s", "FCN8s"):
-        cls = type(name, (getattr(models, name),), {})
-        small = lambda classes, cls=cls, **options: cls(classes, **options, **TINY)  # noqa: E731
+    for name in ("fcn32s", "fcn16s", "fcn8s"):
+        base = models.NETWORKS[name]
+        start = lambda self, classes, base=base, **options: base.__init__(self, classes, **options, **TINY)  # noqa: E731
+        small = type(base.__name__, (base,), {"__init__": start})
         monkeypatch.setitem(training.PAPER, small, MEAN)
-        monkeypatch.setattr(models, name, small)
+        monkeypatch.setitem(models.NETWORKS, name, small)
     out = tmp_path / "out"
     arguments = [str(root), "--out", str(out), "--classes", "2", "--steps", "3", "--batch", "2"]
+    (tmp_path / "names.txt").write_text("nothing\nthing\n")
+    arguments += ["--names", str(tmp_path / "names.txt")]
     assert main(["train", *arguments]) == 0
     assert sorted(f.name for f in out.iterdir()) == ["fcn16s.pt", "fcn32s.pt", "fcn8s.pt"]
     printed = capsys.readouterr()
     assert printed.out.count("mean IU") == 3
+    about = models.read_checkpoint(out / "fcn16s.pt")["network"]
+    assert about == {"name": "fcn16s", "padding": 17, "preprocessing": "caffe", "class_names": ["nothing", "thing"]}
     assert "FCN-8s: step 3 of 3, loss" in printed.err
     assert main(["train", *arguments]) == 0  # nothing is left to do
     assert "step" not in capsys.readouterr().err
     assert main(["train", str(tmp_path), "--out", str(out)]) == 1
     assert "has no folder JPEGImages" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["digits", "voc"])
+def test_the_example(kind: str, tmp_path: Path) -> None:
+    arguments = ["--steps", "2", "--out", str(tmp_path)]
+    if kind == "digits":
+        for library in ("sklearn", "skimage"):
+            pytest.importorskip(library)
+    else:
+        labels = numpy.zeros((40, 33), numpy.uint8)
+        labels[4:20, 6:20] = 3
+        root = voc(tmp_path / "data", labels)
+        (root / "ImageSets" / "Segmentation" / "val.txt").write_text("a\n")
+        arguments += [str(root), "--narrow"]
+    example = Path(__file__).parent.parent / "examples" / "train.py"
+    run = subprocess.run([sys.executable, str(example), *arguments], capture_output=True, text=True, check=True)
+    assert run.stdout.count("mean IU") == 3
+    checkpoint = models.read_checkpoint(tmp_path / "fcn8s.pt")
+    assert checkpoint["network"]["preprocessing"] == "torchvision"
+    assert len(checkpoint["network"]["class_names"]) == (11 if kind == "digits" else 21)
+    model = models.build_network(checkpoint["model_state_dict"], padding=checkpoint["network"]["padding"])
+    models.load_checkpoint(model, checkpoint)
+    assert model.score_pool3.weight.any()

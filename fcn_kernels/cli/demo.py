@@ -81,9 +81,9 @@ def _show(
     figures.save_labels_figure(out / "labels.png", rows, titles)
     figures.save_heatmap_figure(out / "heatmap.png", *measuring.heatmap(classifier, settings), settings.window)
     images.save_image(scenes[0][0], out / "scene.png")
-    about = {"name": "fcn8s", "padding": settings.padding, "preprocessing": "torchvision"}
-    about["class_names"] = list(story.CLASSES)
-    state = {"model_state_dict": stages["fcn8s"].state_dict(), "network": about}
+    last = stages["fcn8s"]
+    about = models.describe(last, preprocessing="torchvision", class_names=story.CLASSES)
+    state = {"model_state_dict": last.state_dict(), "network": about}
     models.save_checkpoint(state, out / "fcn8s.pt")
 
 

@@ -11,17 +11,20 @@ from pathlib import Path
 
 import torch
 
-STAGES = {"32s": "FCN32s", "16s": "FCN16s", "8s": "FCN8s", "8s-at-once": "FCN8sAtOnce"}
-NETWORKS = STAGES | {"alexnet": "FCNAlexNet", "googlenet": "FCNGoogLeNet", "unet": "UNet"}
+from .. import models
+
+# Their names here: 32s, 16s, 8s, 8s-at-once, alexnet, googlenet, unet.
+STAGES = {name.removeprefix("fcn").lstrip("_").replace("_", "-"): name for name in models.NETWORKS}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", type=Path, help="folder with JPEGImages, SegmentationClass and ImageSets/Segmentation")
     parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoints; a run in it is resumed")
     parser.add_argument(
-        "--stages", nargs="+", choices=NETWORKS, default=["32s", "16s", "8s"], help="each starts from the one before"
+        "--stages", nargs="+", choices=STAGES, default=["32s", "16s", "8s"], help="each starts from the one before"
     )
     parser.add_argument("--classes", type=int, default=21, metavar="C")
+    parser.add_argument("--names", type=Path, metavar="FILE", help="a class name on each line, for the checkpoints")
     parser.add_argument("--init", type=Path, metavar="FILE", help="a classifier's state_dict, in torchvision's layout")
     parser.add_argument("--recipe", choices=("released", "paper"), default="paper", help="summed loss, or mean")
     parser.add_argument("--steps", type=int, default=100_000, metavar="N", help="per stage")
@@ -61,13 +64,17 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _train(args: argparse.Namespace, device: torch.device, first: bool) -> None:
-    from .. import models, training
+    from .. import images, training
 
     alone = args.stages == ["unet"] and args.init is None
     if "unet" in args.stages and not alone:
         raise ValueError("unet starts from no other network: it must be the only stage, without --init")
     usual = "torchvision" if alone else "caffe"
-    transform = getattr(models, f"{args.transform or usual}_transform")
+    preprocessing = args.transform or usual
+    transform = getattr(models, f"{preprocessing}_transform")
+    names = None if args.names is None else args.names.read_text(encoding="utf-8").splitlines()
+    if names is None and args.classes == len(images.VOC_CLASSES):
+        names = images.VOC_CLASSES
     data = training.VOCFolder(args.data, "train", num_classes=args.classes, transform=transform)
     held_out = None
     if (args.data / "ImageSets" / "Segmentation" / "val.txt").exists():
@@ -75,7 +82,7 @@ def _train(args: argparse.Namespace, device: torch.device, first: bool) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     before = None
     for stage in args.stages:
-        cls = getattr(models, NETWORKS[stage])
+        cls = models.NETWORKS[STAGES[stage]]
         recipes = training.RELEASED if args.recipe == "released" else training.PAPER
         if cls not in recipes:
             raise ValueError(f"there is no {args.recipe} recipe for {stage}")
@@ -88,6 +95,7 @@ def _train(args: argparse.Namespace, device: torch.device, first: bool) -> None:
         if cls is models.UNet:
             learned = {"in_channels": 3, "borders": "mirror"}
         model = cls(args.classes, **learned)
+        about = models.describe(model, preprocessing=preprocessing, class_names=names)
         if before is not None:
             models.copy_from_coarser(model, before)
         elif args.init is not None:
@@ -97,9 +105,10 @@ def _train(args: argparse.Namespace, device: torch.device, first: bool) -> None:
             data,
             recipe,
             seed=args.seed,
-            checkpoint=args.out / ("unet.pt" if alone else f"fcn{stage}.pt"),
+            checkpoint=args.out / f"{STAGES[stage]}.pt",
             save_every=args.save_every,
             autocast=torch.bfloat16 if args.bf16 else None,
+            about=about,
         )
         name = "U-Net" if alone else f"FCN-{stage}"
         with _progress(name, trainer.step, args.steps, first) as report:

@@ -105,14 +105,22 @@ class Upscore(nn.Module):
             kind = "dense"
         elif kind == "fixed" and not bilinear:
             kind = "depthwise"
-        own = (diagonal if kind == "depthwise" else full).to(self.weight.dtype)
-        if kind == self.upsampling:
-            self.weight.copy_(own)
-        else:
-            self.upsampling = kind
-            del self.weight
-            self.weight = nn.Parameter(own.clone(memory_format=torch.contiguous_format))
+        self.become(kind, (diagonal if kind == "depthwise" else full).to(self.weight.dtype))
         return kind
+
+    @torch.no_grad()
+    def become(self, upsampling: Upsampling, weight: Tensor) -> None:
+        """Takes over `weight` as it is, of the shape that goes with `upsampling`, which this layer's becomes."""
+        if upsampling == self.upsampling:
+            self.weight.copy_(weight)
+            return
+        own = weight.to(self.weight.device, self.weight.dtype).clone(memory_format=torch.contiguous_format)
+        self.upsampling = upsampling
+        del self.weight
+        if upsampling == "fixed":
+            self.register_buffer("weight", own)
+        else:
+            self.weight = nn.Parameter(own)
 
     def extra_repr(self) -> str:
         return f"{self.channels}, kernel_size={self.kernel_size}, stride={self.stride}, {self.upsampling}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ __all__ = [
     "build_network",
     "copy_from_classifier",
     "copy_from_coarser",
+    "describe",
     "load_checkpoint",
     "read_checkpoint",
     "save_checkpoint",
@@ -180,6 +181,40 @@ def save_checkpoint(state: Mapping, file: str | os.PathLike) -> None:
     """``torch.save`` that never leaves a broken file: written beside it, synced to the disk, then renamed."""
     with replacing(file) as out:
         torch.save(state, out)
+
+
+def describe(
+    model: FCN | UNet, *, preprocessing: str | None = None, class_names: Sequence[str] | None = None
+) -> dict[str, object]:
+    """What a checkpoint's entry `network` tells, so that `fcn-kernels segment` needs no flags.
+
+    Args:
+        model: of a class in `NETWORKS`.
+        preprocessing: "caffe" or "torchvision": the transform of the images that it was trained on.
+        class_names: a name for each class.
+
+    Returns:
+        "name", and as far as they are known "padding", "preprocessing" and "class_names".
+
+    Raises:
+        ValueError: another class of network, another preprocessing, or names that are not as many as the classes.
+    """
+    names = {network: name for name, network in NETWORKS.items()}
+    name = next((names[cls] for cls in type(model).__mro__ if cls in names), None)
+    if name is None:
+        raise ValueError(f"describe: {type(model).__name__} is none of the networks known here ({', '.join(NETWORKS)})")
+    if preprocessing not in (None, "caffe", "torchvision"):
+        raise ValueError(f"describe: preprocessing must be 'caffe' or 'torchvision', got {preprocessing!r}")
+    about: dict[str, object] = {"name": name}
+    if hasattr(model, "conv1_1"):
+        about["padding"] = model.conv1_1.padding[0]
+    if preprocessing is not None:
+        about["preprocessing"] = preprocessing
+    if class_names is not None:
+        if len(class_names) != model.num_classes:
+            raise ValueError(f"describe: the network has {model.num_classes} classes, got {len(class_names)} names")
+        about["class_names"] = list(class_names)
+    return about
 
 
 def build_network(state: Mapping[str, Tensor], name: str | None = None, *, padding: int = 100) -> FCN | UNet:

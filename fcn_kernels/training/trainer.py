@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..models.fcn import FCN
+from ..models.fcn import FCN, Upscore
 from ..models.unet import UNet
-from ..models.weights import save_checkpoint
+from ..models.weights import NETWORKS, describe, save_checkpoint
 from .metrics import Metrics
 from .recipes import Recipe, parameter_groups
 
@@ -35,6 +35,12 @@ class Trainer:
         seed: of the order of the samples and of dropout.
         checkpoint: the file to write, every `save_every` steps and at the end, and to resume from if it exists.
         autocast: the dtype of mixed precision, bfloat16 say; None for none.
+        about: the checkpoints' entry "network", which `fcn-kernels segment` reads; by default
+            ``models.describe(model)``, which does not know the preprocessing and the names of the classes.
+
+    Raises:
+        ValueError: an empty dataset, or a checkpoint of another seed or upsampling.
+        RuntimeError: a checkpoint of another network.
     """
 
     def __init__(
@@ -47,19 +53,26 @@ class Trainer:
         checkpoint: str | os.PathLike | None = None,
         save_every: int = 1000,
         autocast: torch.dtype | None = None,
+        about: Mapping[str, object] | None = None,
     ) -> None:
         if len(dataset) == 0:
             raise ValueError("Trainer: the dataset is empty")
         self.model, self.dataset, self.recipe, self.seed = model, dataset, recipe, seed
         self.checkpoint = None if checkpoint is None else Path(checkpoint)
         self.save_every, self.autocast = save_every, autocast
+        known = isinstance(model, tuple(NETWORKS.values()))
+        self.about = dict(about) if about is not None else describe(model) if known else {}
         self.device = next(model.parameters()).device
-        self.optimizer = torch.optim.SGD(parameter_groups(model, recipe), lr=recipe.lr, momentum=recipe.momentum)
         self.step = 0
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         torch.manual_seed(seed + self.rank)
+        state = None
         if self.checkpoint is not None and self.checkpoint.exists():
-            self._resume()
+            state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
+            self._load_model(state)  # first: it may turn a buffer into a parameter
+        self.optimizer = torch.optim.SGD(parameter_groups(model, recipe), lr=recipe.lr, momentum=recipe.momentum)
+        if state is not None:
+            self._resume(state)
 
     def samples(self, step: int) -> list[int]:
         """The indices of a step's batch: permutations of the dataset, one after the other, cut into batches."""
@@ -139,6 +152,8 @@ class Trainer:
         if self.rank == 0:
             state = {
                 "model_state_dict": self.model.state_dict(),
+                "network": self.about,
+                "upsampling": {name: layer.upsampling for name, layer in self._upscores().items()},
                 "optimizer": self.optimizer.state_dict(),
                 "step": self.step,
                 "seed": self.seed,
@@ -149,11 +164,24 @@ class Trainer:
         if self.world > 1:
             dist.barrier()
 
-    def _resume(self) -> None:
-        state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
+    def _upscores(self) -> dict[str, Upscore]:
+        return {name: layer for name, layer in self.model.named_modules() if isinstance(layer, Upscore)}
+
+    def _load_model(self, state: Mapping) -> None:
+        """The network of a checkpoint. Where it learned an upsampling that is fixed here, it is learned here too."""
         if state["seed"] != self.seed:
             raise ValueError(f"Trainer: {self.checkpoint} was trained with seed {state['seed']}, not {self.seed}")
+        for name, layer in self._upscores().items():
+            kind = state["upsampling"].get(name, layer.upsampling)
+            if kind != layer.upsampling and layer.upsampling != "fixed":
+                raise ValueError(
+                    f"Trainer: {self.checkpoint} was trained with a {kind} {name}, not with a {layer.upsampling} one"
+                )
+            if kind != layer.upsampling:
+                layer.become(kind, state["model_state_dict"][f"{name}.weight"])
         self.model.load_state_dict(state["model_state_dict"])
+
+    def _resume(self, state: Mapping) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
         if len(state["random"]) == self.world:
