@@ -13,7 +13,8 @@ import torch
 
 from fcn_kernels.benchmarking import measure
 from fcn_kernels.benchmarking.worker import methods_for
-from fcn_kernels.benchmarking.workloads import WORKLOADS, call_of, workload
+from fcn_kernels.benchmarking.workload import call_of
+from fcn_kernels.benchmarking.workloads import WORKLOADS, workload
 
 
 def pytest_addoption(parser):

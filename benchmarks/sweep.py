@@ -168,7 +168,9 @@ OPERATORS: dict[str, Upsampled | Score | Deconvolution] = {
     "upsample_softmax": Upsampled(lambda x, s, _: lambda: fk.upsample_softmax(x, s)),
     "upsample_argmax": Upsampled(lambda x, s, _: lambda: fk.upsample_argmax(x, s)),
     "upsample_cross_entropy": Upsampled(cross_entropy),
-    "upsample_confusion_matrix": Upsampled(lambda x, s, t: lambda: fk.upsample_confusion_matrix(x, t, s)),
+    "upsample_confusion_matrix": Upsampled(
+        lambda x, s, t: lambda: fk.upsample_confusion_matrix(x, t, s, ignore_index=None)
+    ),
     "upsample_sigmoid": Binary(lambda x, s, _: lambda: fk.upsample_sigmoid(x, s)),
     "upsample_binary_cross_entropy": Binary(binary_cross_entropy),
     "score_softmax": Score(lambda x, w, b, _: lambda: fk.score_softmax(x, w, b)),

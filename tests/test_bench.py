@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from fcn_kernels.benchmarking import formulations, measure, memory
 from fcn_kernels.benchmarking.agreement import Agreement
 from fcn_kernels.benchmarking.report import JUDGED, Report, table
-from fcn_kernels.benchmarking.workloads import WORKLOADS, Goal, Method, Workload, call_of, select, workload
+from fcn_kernels.benchmarking.workload import Goal, Method, Workload, call_of
+from fcn_kernels.benchmarking.workloads import WORKLOADS, select, workload
 from fcn_kernels.cli import bench
 
 
@@ -127,6 +128,12 @@ def test_the_goals_are_all_there():
         assert (goals[name, "random", "speed-up"], goals[name, "random", "time"]) == (2, 1.15)
     assert goals["fcn8s_head-cross_entropy", "photograph", "speed-up"] == 20
     assert goals["upsample_cross_entropy-c150-128x128-512x512-batch8", "random", "memory"] == 3 * 78_643_200 + 8_000_000
+    scores = [job for job in WORKLOADS if job.operator == "score_softmax"]
+    assert {g.value for job in scores for g in job.goals if "c1000" not in job.name} == {1.0}
+    assert {g.value for job in scores for g in job.goals if "c1000" in job.name} == {0.8}
+    assert all(goal.value == 1.3 for job in WORKLOADS if job.operator == "score_cross_entropy" for goal in job.goals)
+    assert goals["upsample_binary_cross_entropy-c1-128x128-1024x1024", "random", "speed-up"] == 10
+    assert goals["upsample_confusion_matrix-c21-64x64-512x512", "photograph", "speed-up"] == 20
     assert len({job.name for job in WORKLOADS}) == len(WORKLOADS)
 
 
@@ -199,7 +206,8 @@ def test_every_formulation_of_the_fcn8s_head_agrees(name):
 
 def test_select_by_name():
     assert [job.name for job in select("fcn8s_head-arg")] == ["fcn8s_head-argmax"]
-    assert 2 <= len(select(None, quick=True)) < len(select(None)) == len(WORKLOADS)
+    assert 2 <= len(select(None, quick=True)) < len(select(None)) < len(select(None, extended=True)) == len(WORKLOADS)
+    assert len(select("score_softmax")) > 20  # by name the whole family
     with pytest.raises(ValueError, match="no workload's name contains 'nothing'"):
         select("nothing")
 

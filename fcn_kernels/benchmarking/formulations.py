@@ -63,6 +63,12 @@ def cross_entropy_rows(logits: Tensor, target: Tensor) -> Tensor:
     return F.cross_entropy(logits.permute(0, 2, 3, 1).flatten(0, 2), target.flatten(), ignore_index=IGNORE)
 
 
+def confusion_matrix(labels: Tensor, target: Tensor, classes: int) -> Tensor:
+    """Row: label, column: prediction; as the reference scripts of segmentation libraries count."""
+    valid = target != IGNORE
+    return torch.bincount(classes * target[valid] + labels[valid], minlength=classes**2).view(classes, classes)
+
+
 def channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 

@@ -12,7 +12,8 @@ import torch
 
 import fcn_kernels
 from fcn_kernels.benchmarking import formulations
-from fcn_kernels.benchmarking.workloads import call_of, workload
+from fcn_kernels.benchmarking.workload import call_of
+from fcn_kernels.benchmarking.workloads import workload
 
 
 def _status(field: str) -> int:  # bytes

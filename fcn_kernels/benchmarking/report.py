@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 from fcn_kernels.benchmarking.measure import Timing
-from fcn_kernels.benchmarking.workloads import Goal, Workload
+from fcn_kernels.benchmarking.workload import Goal, Workload
 
 JUDGED = "recycling"  # the malloc regime that goals are judged in
 

@@ -17,7 +17,8 @@ import torch
 
 from fcn_kernels.benchmarking import measure, memory
 from fcn_kernels.benchmarking.agreement import Agreement
-from fcn_kernels.benchmarking.workloads import Method, Workload, call_of, workload
+from fcn_kernels.benchmarking.workload import Method, Workload, call_of
+from fcn_kernels.benchmarking.workloads import workload
 
 _events = sys.stdout
 

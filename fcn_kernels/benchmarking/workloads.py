@@ -1,5 +1,6 @@
 """Every workload of `fcn-kernels bench` and of the suites in benchmarks/, by name: inputs, methods, goals, traffic.
 
+The families of score convolutions and of binary and evaluation heads stand in files of their own.
 A workload is one job on tensors of one geometry. Its methods are the fused operator, its rivals (PyTorch as it is
 usually written, eager and compiled), tuned rivals (the same job rewritten for speed: stricter, reported beside) and
 yardsticks (a part of the job that no method can avoid). Inputs come in kinds, since speed may depend on values:
@@ -7,9 +8,6 @@ yardsticks (a part of the job that no method can avoid). Inputs come in kinds, s
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -19,108 +17,20 @@ import fcn_kernels
 from fcn_kernels import Sampling
 from fcn_kernels.benchmarking import formulations as torch_ways
 from fcn_kernels.benchmarking import photographs
-
-IGNORE = torch_ways.IGNORE
-Tensors = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Method:
-    name: str
-    role: str  # fused, rival, tuned, yardstick
-    function: Callable[..., Tensor]  # called with the workload's tensors by name
-    compiled: bool = False
-    channels_last: bool = False  # the floating 4-d inputs are laid out so beforehand, untimed
-
-
-@dataclass(frozen=True)
-class Goal:
-    """For inputs of one kind: what the fused method must reach."""
-
-    measure: (
-        str  # "speed-up": rivals' best / fused, at least; "time": fused / `against`, at most; "memory": bytes, at most
-    )
-    value: float
-    inputs: str
-    against: str = ""  # a kind of inputs of the fused method, or the name of a yardstick
-
-
-@dataclass(frozen=True)
-class Workload:
-    name: str
-    operator: str
-    title: str  # unique beside the operator
-    make: Callable[[str], Tensors]  # kind of inputs -> tensors; those that require grad are differentiated in
-    methods: tuple[Method, ...]
-    inputs: tuple[str, ...] = ("photograph",)
-    goals: tuple[Goal, ...] = ()
-    logits: Callable[..., Tensor] | None = None  # for labels: the full-resolution logits that they are the argmax of
-    traffic: int = 0  # bytes that the fused operator must move
-    full: int = 0  # bytes of the full-resolution float32 logits, which rivals write and the fused operator does not
-    quick: bool = False
-    timed: bool = True  # False: only its memory is measured
-
-    def method(self, name: str) -> Method:
-        return next(method for method in self.methods if method.name == name)
-
-
-def call_of(method: Method, tensors: Tensors) -> Callable[[], Tensors]:
-    """A call that does the job once, and the backward pass where an input wants a gradient, returning all results."""
-    if method.channels_last:
-        tensors = {
-            name: t.detach().contiguous(memory_format=torch.channels_last).requires_grad_(t.requires_grad)
-            if t.dim() == 4 and t.is_floating_point()
-            else t
-            for name, t in tensors.items()
-        }
-    function = torch.compile(method.function, dynamic=False) if method.compiled else method.function
-    leaves = {name: t for name, t in tensors.items() if t.requires_grad}
-    if not leaves:
-
-        def forward() -> Tensors:
-            with torch.no_grad():
-                return {"result": function(**tensors)}
-
-        return forward
-
-    def forward_backward() -> Tensors:
-        for leaf in leaves.values():
-            leaf.grad = None
-        loss = function(**tensors)
-        loss.backward(tensors.get("arriving"))  # the gradient of a result that is not a scalar
-        return {"loss": loss.detach()} | {f"gradient of {name}": leaf.grad for name, leaf in leaves.items()}
-
-    return forward_backward
-
-
-def _random(kind: str, *shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(1)) * {"random": 1, "hot": 10}[kind]
-
-
-def _scores(kind: str, batch: int, classes: int, small: tuple[int, int], large: tuple[int, int]) -> Tensor:
-    if kind == "photograph":
-        return photographs.head_scores(batch, classes, large, large[0] // small[0])
-    return _random(kind, batch, classes, *small)
-
-
-def _target(kind: str, logits: Callable[[], Tensor], batch: int, classes: int, size: tuple[int, int]) -> Tensor:
-    if kind == "photograph":
-        return photographs.labels(logits(), IGNORE)
-    return torch.randint(classes, (batch, *size), generator=torch.Generator().manual_seed(2))
-
-
-def _size(size: tuple[int, int]) -> str:
-    return f"{size[0]}x{size[1]}"
-
-
-def _named(operator: str, classes: int, small: tuple[int, int], large: tuple[int, int]) -> tuple[str, str]:
-    """A name for the command line and a title for the table."""
-    geometry = f"{_size(small)}-{_size(large)}"
-    return f"{operator}-c{classes}-{geometry}", f"C={classes} {geometry.replace('-', ' -> ')}"
-
-
-def _plain(plain: Callable[..., Tensor]) -> tuple[Method, ...]:
-    return Method("eager", "rival", plain), Method("torch.compile", "rival", plain, compiled=True)
+from fcn_kernels.benchmarking.head_workloads import HEADS
+from fcn_kernels.benchmarking.score_workloads import SCORES
+from fcn_kernels.benchmarking.workload import (
+    IGNORE,
+    Goal,
+    Method,
+    Tensors,
+    Workload,
+    as_written,
+    labels_for,
+    named,
+    random_inputs,
+    small_scores,
+)
 
 
 def _cross_entropy(
@@ -135,8 +45,8 @@ def _cross_entropy(
     quick: bool = False,
 ) -> Workload:
     def make(kind: str) -> Tensors:
-        x = _scores(kind, batch, classes, small, large)
-        target = _target(kind, lambda: torch_ways.interpolate(x, large), batch, classes, large)
+        x = small_scores(kind, batch, classes, small, large)
+        target = labels_for(kind, lambda: torch_ways.interpolate(x, large), batch, classes, large)
         return {"x": x.to(dtype).requires_grad_(), "target": target}
 
     def fused(x: Tensor, target: Tensor) -> Tensor:
@@ -148,7 +58,7 @@ def _cross_entropy(
     def rows(x: Tensor, target: Tensor) -> Tensor:
         return torch_ways.cross_entropy_rows(torch_ways.interpolate(torch_ways.channels_last(x), large), target)
 
-    methods = [Method("fused", "fused", fused), *_plain(plain)]
+    methods = [Method("fused", "fused", fused), *as_written(plain)]
     if dtype == torch.float32:
         methods.append(Method("eager, channels last", "tuned", rows))
     goals = []
@@ -158,7 +68,7 @@ def _cross_entropy(
     if memory:
         goals.append(Goal("memory", memory, "random"))
     suffix = ("" if batch == 1 else f"-batch{batch}") + ("" if dtype == torch.float32 else f"-{str(dtype)[6:]}")
-    name, title = _named("upsample_cross_entropy", classes, small, large)
+    name, title = named("upsample_cross_entropy", classes, small, large)
     itemsize = torch.finfo(dtype).bits // 8
     return Workload(
         name + suffix,
@@ -186,7 +96,7 @@ def _argmax(
     quick: bool = False,
 ) -> Workload:
     def make(kind: str) -> Tensors:
-        return {"x": _scores(kind, 1, classes, small, large)}
+        return {"x": small_scores(kind, 1, classes, small, large)}
 
     def logits(x: Tensor) -> Tensor:
         return torch_ways.interpolate(x, large)
@@ -203,13 +113,13 @@ def _argmax(
     goals = []
     if random and smooth:
         goals = [Goal("speed-up", smooth, "photograph"), Goal("speed-up", random, "random")]
-    name, title = _named("upsample_argmax", classes, small, large)
+    name, title = named("upsample_argmax", classes, small, large)
     return Workload(
         name,
         "upsample_argmax",
         f"N=1 {title}",
         make,
-        (Method("fused", "fused", fused), *_plain(plain), Method("eager, max, channels last", "tuned", maximum)),
+        (Method("fused", "fused", fused), *as_written(plain), Method("eager, max, channels last", "tuned", maximum)),
         inputs=("photograph", "random"),
         goals=tuple(goals),
         logits=logits,
@@ -228,7 +138,7 @@ def _softmax(
     speed_up: float | None = None,
 ) -> Workload:
     def make(kind: str) -> Tensors:
-        return {"x": _scores(kind, 1, classes, small, large)}
+        return {"x": small_scores(kind, 1, classes, small, large)}
 
     def fused(x: Tensor) -> Tensor:
         return fcn_kernels.upsample_softmax(x, large)
@@ -236,13 +146,13 @@ def _softmax(
     def plain(x: Tensor) -> Tensor:
         return torch_ways.interpolate(x, large).softmax(1)
 
-    name, title = _named("upsample_softmax", classes, small, large)
+    name, title = named("upsample_softmax", classes, small, large)
     return Workload(
         name,
         "upsample_softmax",
         f"N=1 {title}",
         make,
-        (Method("fused", "fused", fused), *_plain(plain)),
+        (Method("fused", "fused", fused), *as_written(plain)),
         inputs=("photograph", "random"),
         goals=tuple(Goal("speed-up", speed_up, kind) for kind in ("photograph", "random")) if speed_up else (),
         # reads x; writes probabilities
@@ -257,7 +167,7 @@ def _add(batch: int, channels: int, *, speed_up: float | None = None, quick: boo
     sampling = Sampling.transposed_conv(small, 2)
 
     def make(kind: str) -> Tensors:
-        x, skip = _random(kind, batch, channels, *small), _random(kind, batch, channels, 88, 88)
+        x, skip = random_inputs(kind, batch, channels, *small), random_inputs(kind, batch, channels, 88, 88)
         return {
             "x": x,
             "skip": skip,
@@ -286,7 +196,7 @@ def _add(batch: int, channels: int, *, speed_up: float | None = None, quick: boo
         make,
         (
             Method("fused", "fused", fused),
-            *_plain(padded),
+            *as_written(padded),
             Method("depthwise deconvolution", "rival", depthwise),
             Method("depthwise deconvolution, channels last", "rival", depthwise, channels_last=True),
             Method("y + skip", "yardstick", addition),
@@ -307,10 +217,10 @@ def _learned(
     kind = {1: "dense", channels: "depthwise"}[groups]
 
     def make(inputs: str) -> Tensors:
-        image = _random(inputs, 1, channels, size, size)
+        image = random_inputs(inputs, 1, channels, size, size)
         return {
-            "x": _random(inputs, 1, channels, small, small).requires_grad_(),
-            "weight": _random(inputs, channels, channels // groups, kernel, kernel).requires_grad_(),
+            "x": random_inputs(inputs, 1, channels, small, small).requires_grad_(),
+            "weight": random_inputs(inputs, channels, channels // groups, kernel, kernel).requires_grad_(),
             "skip": image.clone().requires_grad_(),
             "arriving": image,
         }
@@ -330,7 +240,7 @@ def _learned(
         make,
         (
             Method("fused", "fused", fused),
-            *_plain(plain),
+            *as_written(plain),
             Method("eager, channels last", "rival", plain, channels_last=True),
             Method("torch.compile, channels last", "rival", plain, compiled=True, channels_last=True),
         ),
@@ -352,10 +262,10 @@ def _fcn8s(end: str, *, speed_up: float | None = None, quick: bool = False) -> W
         if kind == "photograph":
             scores = photographs.fcn8s_scores(1, classes)
         else:
-            scores = tuple(_random(kind, 1, classes, side, side) for side in (16, 44, 88))
+            scores = tuple(random_inputs(kind, 1, classes, side, side) for side in (16, 44, 88))
         tensors = dict(zip(names, scores, strict=True))
         if end == "cross_entropy":
-            target = _target(kind, lambda: logits(**tensors), 1, classes, size)
+            target = labels_for(kind, lambda: logits(**tensors), 1, classes, size)
             tensors = {name: t.requires_grad_() for name, t in tensors.items()} | {"target": target}
         return tensors
 
@@ -389,7 +299,11 @@ def _fcn8s(end: str, *, speed_up: float | None = None, quick: bool = False) -> W
         y = logits(*map(torch_ways.channels_last, (fr, pool4, pool3)))
         return torch_ways.cross_entropy_rows(y, target) if end == "cross_entropy" else y.max(1).indices
 
-    methods = [Method("fused", "fused", fused), *_plain(padded), Method("depthwise deconvolution", "rival", depthwise)]
+    methods = [
+        Method("fused", "fused", fused),
+        *as_written(padded),
+        Method("depthwise deconvolution", "rival", depthwise),
+    ]
     if end != "softmax":
         methods.append(Method("eager, channels last", "tuned", tuned))
     inputs = ("photograph", "random")
@@ -437,6 +351,8 @@ WORKLOADS: tuple[Workload, ...] = (
     _learned(64, 2, 0, 130, 21, speed_up=3),
     _learned(70, 8, 31, 500, 1, speed_up=2),
     _learned(64, 2, 0, 130, 1),
+    *HEADS,
+    *SCORES,
 )
 
 
@@ -444,12 +360,12 @@ def workload(name: str) -> Workload:
     return next(w for w in WORKLOADS if w.name == name)
 
 
-def select(pattern: str | None, quick: bool = False) -> list[Workload]:
-    """Workloads whose name contains `pattern`; without one, all of them, or the quick ones."""
+def select(pattern: str | None, quick: bool = False, extended: bool = False) -> list[Workload]:
+    """Workloads whose name contains `pattern`; without one those that stand for their family, all, or the quick ones."""
     if pattern:
         found = [w for w in WORKLOADS if pattern in w.name]
         if not found:
             known = "\n  ".join(w.name for w in WORKLOADS)
             raise ValueError(f"no workload's name contains {pattern!r}; the names are\n  {known}")
         return found
-    return [w for w in WORKLOADS if w.quick or not quick]
+    return [w for w in WORKLOADS if (w.quick or not quick) and (extended or not w.extended)]

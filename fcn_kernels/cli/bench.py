@@ -13,7 +13,8 @@ from pathlib import Path
 
 from fcn_kernels.benchmarking import measure, memory
 from fcn_kernels.benchmarking.report import JUDGED, Report, table
-from fcn_kernels.benchmarking.workloads import WORKLOADS, Workload, select
+from fcn_kernels.benchmarking.workload import Workload
+from fcn_kernels.benchmarking.workloads import WORKLOADS, select
 
 _SECONDS = {"full": 6.0, "quick": 1.0}  # per workload; half of it in the default regime
 
@@ -21,6 +22,7 @@ _SECONDS = {"full": 6.0, "quick": 1.0}  # per workload; half of it in the defaul
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="a few workloads, in less than a minute")
     parser.add_argument("--only", metavar="NAME", help="only the workloads with NAME in their name (see --list)")
+    parser.add_argument("--all", action="store_true", help="every member of every family of workloads (half an hour)")
     parser.add_argument("--list", action="store_true", help="print the names of the workloads and stop")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
@@ -180,7 +182,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"fcn-kernels bench: --threads must be at least 1, not {args.threads}", file=sys.stderr)
         return 2
     try:
-        jobs = select(args.only, args.quick)
+        jobs = select(args.only, args.quick, args.all)
         if args.instruction_set is not None:
             measure.restrict(args.instruction_set)
     except (ValueError, ImportError) as error:
