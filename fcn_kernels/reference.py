@@ -531,12 +531,23 @@ def score_cross_entropy(
     ignore_index: int,
     reduction: int,
     label_smoothing: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """``F.cross_entropy(F.conv2d(x, weight[:, :, None, None], bias), target, ...)``: (loss, total weight, lse)."""
+    need_x: bool,
+    need_weight: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """``F.cross_entropy(F.conv2d(x, weight[:, :, None, None], bias), target, ...)``.
+
+    Returns (loss, total weight, lse, grad_x, grad_weight, grad_bias): the log-sum-exps for the backward pass, or, of a
+    reduced loss in the dtype of the arithmetic where x or weight need one, the gradients. The others are empty.
+    """
     z = _scores(x, weight, bias)
     loss, pixel_weight = _cross_entropy("score_cross_entropy", z, target, class_weight, ignore_index, label_smoothing)
     loss, total = reduce(loss, pixel_weight, reduction)
-    return loss, total, _logsumexp(z)
+    lse = _logsumexp(z)
+    if reduction == NONE or x.dtype != z.dtype or not (need_x or need_weight):
+        return loss, total, lse, *(x.new_empty(0) for _ in range(3))
+    grad = torch.where(total == 0, 0, 1 / total).expand(lse.shape)
+    options = (class_weight, lse, ignore_index, label_smoothing, need_x, need_weight)
+    return loss, total, lse.new_empty(0), *score_cross_entropy_backward(grad, x, weight, bias, target, *options)
 
 
 def score_cross_entropy_backward(

@@ -178,10 +178,10 @@ void run_scores(const std::string& name, DType dtype, bool channels_last) {
 
   for (int64_t i = 0; i < n * h * w; ++i) labels[i] = i % 7 == 0 ? -100 : i * 5 % c;
   const LabelArgs args{labels.data(), LabelType::kInt64, -100, nullptr, static_cast<double>(c), 0.1};
-  std::vector<double> loss(units), total(units);
+  std::vector<double> loss(k.score_blocks(score));
+  bad.resize(loss.size());
   const Tensor4 pixel_loss(arithmetic, n, 1, h, w, false, 0), lse(arithmetic, n, 1, h, w, false, 0);
-  const ScoreCrossEntropyArgs a{score,        args,      pixel_loss.image.data, lse.image.data, loss.data(),
-                                total.data(), bad.data()};
+  const ScoreCrossEntropyArgs a{score, args, pixel_loss.image.data, lse.image.data, loss.data(), bad.data()};
   for_units(units, k.score_cross_entropy_scratch(a), [&](int64_t u, void* s) { k.score_cross_entropy(a, u, s); });
   pixel_loss.print(name + " losses");
 

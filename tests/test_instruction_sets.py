@@ -234,8 +234,11 @@ def evaluate_scores(
         gradients = ops.score_softmax_backward(grad, x, weight, outputs[log], log, True, True)
         results |= {f"softmax {log} {name}": g for name, g in zip("xwb", gradients, strict=True)}
     for reduction in (reference.NONE, reference.MEAN):
-        loss, total, lse = ops.score_cross_entropy(x, weight, bias, target, class_weight, 255, reduction, 0.1)
+        options = (target, class_weight, 255, reduction, 0.1)
+        loss, total, lse, *_ = ops.score_cross_entropy(x, weight, bias, *options, False, False)
         results |= {f"loss {reduction}": loss, f"total {reduction}": total, f"lse {reduction}": lse}
+    one_pass = ops.score_cross_entropy(x, weight, bias, target, class_weight, 255, reference.MEAN, 0.1, True, True)
+    results |= {f"one pass {i}": t for i, t in enumerate(one_pass) if t.numel() > 0 and not half}
     pixel_grad = torch.linspace(-1, 1, target.numel(), dtype=arithmetic).reshape(target.shape)
     gradients = ops.score_cross_entropy_backward(
         pixel_grad, x, weight, bias, target, class_weight, lse, 255, 0.1, True, True
@@ -275,9 +278,10 @@ def test_score_values(instruction_set: str, values: str) -> None:
     for log in (False, True):
         ours = torch.ops.fcn_kernels.score_softmax(x, weight, None, log)
         check_budget(ours, *(reference.score_softmax(y, weight.to(y), None, log) for y in (x, x.double())), x)
-    ours = torch.ops.fcn_kernels.score_cross_entropy(x, weight, None, target, None, 255, 0, 0.0)
+    ours = torch.ops.fcn_kernels.score_cross_entropy(x, weight, None, target, None, 255, 0, 0.0, False, False)
     plain, oracle = (
-        reference.score_cross_entropy(y, weight.to(y), None, target, None, 255, 0, 0.0) for y in (x, x.double())
+        reference.score_cross_entropy(y, weight.to(y), None, target, None, 255, 0, 0.0, False, False)
+        for y in (x, x.double())
     )
     for i in (0, 2):
         check_budget(ours[i], plain[i], oracle[i], x)

@@ -78,7 +78,9 @@ def arguments(x: Tensor) -> dict[str, list[tuple]]:
         ],
         "score_argmax": [(x, image(3, 5), image(3), torch.uint8)],
         "score_cross_entropy": [
-            (x, image(3, 5), image(3), labels(3, 2, 3, 4), torch.rand(3), -100, r, 0.1) for r in codes
+            (x, image(3, 5), image(3), labels(3, 2, 3, 4), torch.rand(3), -100, r, 0.1, a, b)
+            for r in codes
+            for a, b in ((False, False), (True, False), (True, True))
         ],
         "score_cross_entropy_backward": [
             (*scored, torch.rand(2, 3, 4), -100, 0.1, a, b) for a, b in ((True, True), (False, True), (True, False))

@@ -237,10 +237,9 @@ struct ScoreCrossEntropyArgs {
   LabelArgs labels;
   void* pixel_loss;  // [N, H, W] of the arithmetic type, or null
   void* pixel_lse;   // [N, H, W]
-  // Per unit: sums of the pixels' losses and weights; the first bad label (-1: none).
-  double* unit_loss;
-  double* unit_weight;
-  int64_t* unit_bad_label;
+  // Per block of pixels: the sum of their losses; the first bad label (-1: none).
+  double* block_loss;
+  int64_t* block_bad_label;
 };
 
 // Gradients of a loss, or of a softmax, in x, weight and bias. Units are taken in `slots` runs, each of which sums its
@@ -249,9 +248,14 @@ struct ScoreGradientArgs {
   ScoreArgs score;
   // Of the cross-entropy: the incoming gradient [N, H, W] with its strides, of the arithmetic type, and the saved lse.
   LabelArgs labels;
-  const void* pixel_grad;  // null: of the softmax
+  const void* pixel_grad;  // null: of the softmax, or of the loss below
   int64_t grad_width, grad_stride_n, grad_stride_h, grad_stride_w;
   const void* lse;
+  // Of the cross-entropy in one pass: every pixel's incoming gradient is `pixel_scale`, and the losses are summed up
+  // as in ScoreCrossEntropyArgs.
+  double pixel_scale;
+  double* block_loss;  // null: no loss
+  int64_t* block_bad_label;
   // Of the softmax: its output and the incoming gradient [N, C, H, W].
   Image output, grad;
   bool log;
@@ -301,6 +305,7 @@ struct Kernels {
   void (*channel_sum)(const ChannelSumArgs&, int64_t unit, void* scratch);
   // Scores: pack_scores first, all of its units.
   int64_t (*score_units)(const ScoreArgs&);
+  int64_t (*score_blocks)(const ScoreArgs&);
   int64_t (*packed_scores_size)(const ScoreArgs&);  // in elements
   int64_t (*pack_scores_units)(const ScoreArgs&);
   void (*pack_scores)(const ScoreArgs&, int64_t unit);

@@ -37,6 +37,7 @@ int64_t channel_sum_units(const ChannelSumArgs&);
 int64_t channel_sum_scratch(const ChannelSumArgs&);
 void channel_sum(const ChannelSumArgs&, int64_t, void*);
 int64_t score_units(const ScoreArgs&);
+int64_t score_blocks(const ScoreArgs&);
 int64_t packed_scores_size(const ScoreArgs&);
 int64_t pack_scores_units(const ScoreArgs&);
 void pack_scores(const ScoreArgs&, int64_t);
@@ -90,6 +91,7 @@ const Kernels kKernels = {
     channel_sum_scratch,
     channel_sum,
     score_units,
+    score_blocks,
     packed_scores_size,
     pack_scores_units,
     pack_scores,

@@ -64,7 +64,7 @@ struct ScoreCall {
 inline std::tuple<Tensor, Tensor, Tensor> score_gradients(ScoreCall& call, ScoreGradientArgs& args, const Tensor& x,
                                                           bool need_x, bool need_weight) {
   const Kernels& k = kernels();
-  const bool again = args.pixel_grad != nullptr;  // the scores are computed again
+  const bool scored = args.pixel_grad != nullptr || args.block_loss != nullptr;
   Tensor grad_x = empty_vector(x, {0}, x.scalar_type()), grad_weight = empty_vector(x, {0}, x.scalar_type());
   const Tensor grad_bias = empty_vector(x, {args.score.classes}, x.scalar_type());
   if (need_x) grad_x = empty_image(x, x.size(2), x.size(3), x.scalar_type());
@@ -75,7 +75,7 @@ inline std::tuple<Tensor, Tensor, Tensor> score_gradients(ScoreCall& call, Score
     torch::stable::zero_(zero);
     return {grad_x, grad_weight, grad_bias};
   }
-  call.pack(again, need_x);
+  call.pack(scored, need_x);
   args.score = call.args;
   if (need_x) args.grad_x = joined_rows(image_of("score_gradient", grad_x));
   args.slots = k.score_slots(args.score);

@@ -1,10 +1,10 @@
 // Gradients in x, weight and bias from g = d loss / d z [C][pixels] of a block, which never leaves scratch:
 //   grad_x = W' g,  grad_weight = sum over blocks of g x',  grad_bias = sum of g.
-// g is that of the cross-entropy, from scores that are computed again, or that of the softmax, from its output p:
+// g is that of the cross-entropy, in one pass with the losses or from scores that are computed again, or that of the
+// softmax, from its output p:
 //   p (grad - sum p grad),  of the logarithm  grad - exp(p) sum grad.
 // The blocks of a slot follow each other and add up in its own memory; the slots' sums are added in their order.
-#include "score_labels.h"
-#include "scores.h"
+#include "score_loss.h"
 
 namespace fcn {
 namespace FCN_ISA {
@@ -42,7 +42,7 @@ class Gradients {
         weight_products_(plan_.classes) {
     bias_ = arena.take<T>(plan_.classes * L);
     rows_ = arena.take<T>(kRows * P);
-    softmax_ = arena.take<T>(args.pixel_grad ? 0 : plan_.classes * P);
+    softmax_ = arena.take<T>(args.pixel_grad || args.block_loss ? 0 : plan_.classes * P);
     x_ = arena.take<T>(plan_.panels * P * P);
   }
 
@@ -51,7 +51,10 @@ class Gradients {
     memset(bias_, 0, plan_.classes * L * sizeof(T));
     T* weight = args_.slot_weight ? (T*)args_.slot_weight + slot * slot_size(plan_) : nullptr;
     for (int64_t b = begin; b < end; ++b) {
-      if (args_.pixel_grad) {
+      if (args_.block_loss) {
+        scores_.compute(b, b + 1 < end ? b + 1 : b);
+        losses(b);
+      } else if (args_.pixel_grad) {
         scores_.compute(b, b + 1 < end ? b + 1 : b);
         for (int64_t j = 0; j < scores_.panel_count; ++j) cross_entropy(j);
       } else {
@@ -70,26 +73,49 @@ class Gradients {
   }
 
  private:
-  // (a + b) p - a [c == y] - e / C w[c], a = (1 - e) w[y], b = e / C sum_c w[c], times the incoming gradient.
+  // Of a whole block: the losses, and the gradients with the same incoming gradient for every pixel.
+  void losses(int64_t b) {
+    PanelLoss<T> loss;
+    T scale[P];
+    for (T& s : scale) s = (T)args_.pixel_scale;
+    int64_t bad = -1;
+    for (int64_t j = 0; j < scores_.panel_count && bad < 0; ++j) {
+      const PixelBlock part = scores_.part(j);
+      const int64_t first = part.n * plan_.pixels + part.begin;
+      bad = loss.compute(args_.labels, scores_.panel(j), plan_.classes, first, part.count);
+      differentiate(j, loss.labels, scale, loss.lse);
+    }
+    args_.block_loss[b] = loss.sum;
+    args_.block_bad_label[b] = bad;
+  }
+
   void cross_entropy(int64_t j) {
     const PixelBlock part = scores_.part(j);
-    const LabelArgs& labels = args_.labels;
-    PanelLabels<T> panel;
+    PanelLabels<T> labels;
     const int64_t first = part.n * plan_.pixels + part.begin;
-    panel.read(labels, plan_.classes, first, part.count);
+    labels.read(args_.labels, plan_.classes, first, part.count);
+    T scale[P], lse[P];
+    for (int i = 0; i < P; ++i) {
+      scale[i] = lse[i] = 0;
+      if (labels.label[i] < 0) continue;
+      const int64_t row = (part.begin + i) / width_, column = (part.begin + i) % width_;
+      const int64_t at = part.n * args_.grad_stride_n + row * args_.grad_stride_h + column * args_.grad_stride_w;
+      scale[i] = ((const T*)args_.pixel_grad)[at];
+      lse[i] = ((const T*)args_.lse)[first + i];
+    }
+    differentiate(j, labels, scale, lse);
+  }
+
+  // (a + b) p - a [c == y] - e / C w[c], a = (1 - e) w[y], b = e / C sum_c w[c], times the incoming gradient `scale`.
+  void differentiate(int64_t j, const PanelLabels<T>& panel, const T* scale, const T* lse) {
+    const PixelBlock part = scores_.part(j);
+    const LabelArgs& labels = args_.labels;
     const T smoothing = (T)labels.label_smoothing, smooth = smoothing / (T)plan_.classes;
-    T own[P], scale[P], lse[P], counts[P];
+    T own[P], counts[P];
     for (int i = 0; i < P; ++i) {
       const int64_t y = panel.label[i];
-      own[i] = scale[i] = lse[i] = counts[i] = 0;
-      if (y < 0) continue;
-      const int64_t row = (part.begin + i) / width_, column = (part.begin + i) % width_;
-      own[i] = (1 - smoothing) * weight_of<T>(labels, y);
-      scale[i] =
-          ((const T*)args_
-               .pixel_grad)[part.n * args_.grad_stride_n + row * args_.grad_stride_h + column * args_.grad_stride_w];
-      lse[i] = ((const T*)args_.lse)[first + i];
-      counts[i] = 1;
+      own[i] = y < 0 ? T(0) : (1 - smoothing) * weight_of<T>(labels, y);
+      counts[i] = y < 0 ? T(0) : T(1);
     }
     T* g = scores_.panel(j);
     const T all = smooth * (T)labels.weight_sum;

@@ -48,6 +48,10 @@ int64_t score_units(const ScoreArgs& args) {
   return with_plan(args, [](const auto& plan) { return plan.units; });
 }
 
+int64_t score_blocks(const ScoreArgs& args) {
+  return with_plan(args, [](const auto& plan) { return plan.blocks; });
+}
+
 int64_t packed_scores_size(const ScoreArgs& args) {
   return with_plan(args, [](const auto& plan) { return plan.packed_size(); });
 }

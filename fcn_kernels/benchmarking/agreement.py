@@ -35,7 +35,8 @@ def _floor(name: str, value: Tensor, oracle: Tensor, tensors: Tensors) -> float:
     conditioning = 4 * _SINGLE * max(t.detach().abs().max().item() for t in inputs)
     if name.startswith("gradient of "):
         x = tensors[name.removeprefix("gradient of ")]
-        conditioning /= x.shape[0] * x.shape[2] * x.shape[3]
+        if x.dim() == 4:  # an image; a weight's gradient is a sum over the pixels
+            conditioning /= x.shape[0] * x.shape[2] * x.shape[3]
     scale = oracle.detach().abs().max().item()
     return (2e-6 + torch.finfo(value.dtype).eps) * scale + conditioning
 

@@ -361,7 +361,7 @@ def workload(name: str) -> Workload:
 
 
 def select(pattern: str | None, quick: bool = False, extended: bool = False) -> list[Workload]:
-    """Workloads whose name contains `pattern`; without one those that stand for their family, all, or the quick ones."""
+    """Workloads whose name contains `pattern`; without one those that stand for their family, or all, or the quick."""
     if pattern:
         found = [w for w in WORKLOADS if pattern in w.name]
         if not found:

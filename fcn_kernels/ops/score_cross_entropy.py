@@ -17,14 +17,26 @@ from .._checks import (
     check_target,
     reduction_code,
 )
-from .._library import batched_by_loop, batched_per_sample, define, differentiable, once_differentiable
+from .._library import (
+    batched_by_loop,
+    batched_per_sample,
+    define,
+    differentiable,
+    once_differentiable,
+    refuse_double_backward,
+)
 from ._fakes import empty_arithmetic, empty_score_gradients
 
 
-def _fake(x, weight, bias, target, class_weight, ignore_index, reduction, label_smoothing):
+def _fake(x, weight, bias, target, class_weight, ignore_index, reduction, label_smoothing, need_x, need_weight):
     pixels = (x.shape[0], *x.shape[2:])
-    loss = empty_arithmetic(x, *(pixels if reduction == reference.NONE else ()))
-    return loss, empty_arithmetic(x), empty_arithmetic(x, *pixels)
+    none = x.new_empty(0)
+    total = empty_arithmetic(x)
+    if reduction == reference.NONE or x.dtype != total.dtype or not (need_x or need_weight):
+        loss = empty_arithmetic(x, *(pixels if reduction == reference.NONE else ()))
+        return loss, total, empty_arithmetic(x, *pixels), none, none.clone(), none.clone()
+    gradients = empty_score_gradients(x, weight, need_x, need_weight)
+    return empty_arithmetic(x), total, empty_arithmetic(x, 0), *gradients
 
 
 def _fake_backward(
@@ -35,7 +47,8 @@ def _fake_backward(
 
 define(
     "score_cross_entropy(Tensor x, Tensor weight, Tensor? bias, Tensor target, Tensor? class_weight,"
-    " SymInt ignore_index, int reduction, float label_smoothing) -> (Tensor loss, Tensor total_weight, Tensor lse)",
+    " SymInt ignore_index, int reduction, float label_smoothing, bool need_x, bool need_weight)"
+    " -> (Tensor loss, Tensor total_weight, Tensor lse, Tensor grad_x, Tensor grad_weight, Tensor grad_bias)",
     reference.score_cross_entropy,
     _fake,
 )
@@ -49,31 +62,42 @@ define(
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-    x, weight, bias, target, class_weight, ctx.ignore_index, ctx.reduction, ctx.label_smoothing = inputs
-    _, total, lse = output
-    ctx.mark_non_differentiable(total, lse)
+    x, weight, bias, target, class_weight, ctx.ignore_index, ctx.reduction, ctx.label_smoothing, _, _ = inputs
+    _, *others = output
+    ctx.mark_non_differentiable(*others)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, weight, bias, target, class_weight, total, lse)
+    ctx.save_for_backward(x, weight, bias, target, class_weight, *others)
 
 
 def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple:
     if grad is None:
-        return (None,) * 8
-    x, weight, bias, target, class_weight, total, lse = ctx.saved_tensors
-    if ctx.reduction in (reference.MEAN, reference.MEAN_ALL):
-        grad = torch.where(total == 0, 0, grad / total)
-    if ctx.reduction != reference.NONE:
-        grad = grad.expand(lse.shape)
-    need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
-    grad_x, grad_weight, grad_bias = torch.ops.fcn_kernels.score_cross_entropy_backward(
-        grad, x, weight, bias, target, class_weight, lse, ctx.ignore_index, ctx.label_smoothing, need_x, need_weight
-    )
-    return (
-        grad_x if need_x else None,
-        grad_weight if need_weight else None,
-        grad_bias if need_bias else None,
-        *(None,) * 5,
-    )
+        return (None,) * 10
+    x, weight, bias, target, class_weight, total, lse, *gradients = ctx.saved_tensors
+    need = ctx.needs_input_grad[:3]
+    options = (ctx.ignore_index, ctx.reduction, ctx.label_smoothing)
+    if any(n and g.dim() == 1 and g.numel() == 0 for n, g in zip(need, gradients, strict=True)):
+        if lse.dim() == 1:  # one that is needed now was not asked for in the forward pass
+            lse = _score_cross_entropy(x, weight, bias, target, class_weight, *options, False, False)[2]
+        if ctx.reduction in (reference.MEAN, reference.MEAN_ALL):
+            grad = torch.where(total == 0, 0, grad / total)
+        if ctx.reduction != reference.NONE:
+            grad = grad.expand(lse.shape)
+        gradients = torch.ops.fcn_kernels.score_cross_entropy_backward(
+            grad, x, weight, bias, target, class_weight, lse, ctx.ignore_index, ctx.label_smoothing, *need[:2]
+        )
+    else:
+        parameters = [t for t in (x, weight, bias) if t is not None]
+        gradients = [
+            refuse_double_backward("score_cross_entropy", _times(g, grad), *parameters, grad) if n else g
+            for n, g in zip(need, gradients, strict=True)
+        ]
+    return *(g if n else None for n, g in zip(need, gradients, strict=True)), *(None,) * 7
+
+
+def _times(gradient: Tensor, factor: Tensor) -> Tensor:
+    """`gradient * factor`; that a factor is 1, as that of a loss is, costs nothing to see where nobody traces."""
+    seen = type(factor) is Tensor and factor.device.type == "cpu" and not torch._C._are_functorch_transforms_active()
+    return gradient if seen and not factor.requires_grad and factor == 1 else gradient * factor
 
 
 differentiable("score_cross_entropy", _backward, _setup_context)
@@ -95,7 +119,10 @@ def score_cross_entropy(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
 ) -> Tensor:  # [] or [N, H, W]
-    """Cross-entropy of a 1x1 score convolution; the backward pass computes the scores again instead of keeping them.
+    """Cross-entropy of a 1x1 score convolution, whose scores are not kept for the backward pass.
+
+    On the CPU the gradients come out of the same pass, elsewhere (and of half types, and without reduction) the
+    backward pass computes the scores again.
 
     Equivalent PyTorch::
 
@@ -126,7 +153,9 @@ def score_cross_entropy(
     x, weight, bias = check_score(op, x, weight, bias)
     check_target(op, target, (x.shape[0], *x.shape[2:]))
     check_same_device(op, x, target=target)
-    loss, _, _ = _score_cross_entropy(
+    # On the CPU loss and gradients come out of one pass, divided already; the scores are not computed twice.
+    one_pass = torch.is_grad_enabled() and x.device.type == "cpu"
+    loss, *_ = _score_cross_entropy(
         x,
         weight,
         bias,
@@ -135,5 +164,7 @@ def score_cross_entropy(
         check_index(op, "ignore_index", ignore_index),
         reduction_code(op, reduction),
         check_smoothing(op, label_smoothing),
+        one_pass and x.requires_grad,
+        one_pass and weight.requires_grad,
     )
     return loss

@@ -25,8 +25,10 @@ def score_cross_entropy(
     ignore_index: int,
     reduction: int,
     label_smoothing: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss, total weight and log-sum-exp; see fcn_kernels.reference.score_cross_entropy."""
+    need_x: bool,
+    need_weight: bool,
+) -> tuple[Tensor, ...]:
+    """Loss, total weight, log-sum-exp and gradients; see fcn_kernels.reference.score_cross_entropy."""
     _raise_on_the_cpu(target, weight, ignore_index)
     lse = torch.empty(target.shape, dtype=arithmetic_dtype(x.dtype), device=x.device)
     loss = torch.empty_like(lse) if reduction == NONE else None
@@ -35,8 +37,13 @@ def score_cross_entropy(
         class_weight, None, ignore_index, label_smoothing,
     )  # fmt: skip
     if loss is not None:
-        return loss, lse.new_ones(()), lse
-    return *reduced(partial, reduction, target.numel(), lse.dtype), lse
+        return loss, lse.new_ones(()), lse, *(x.new_empty(0) for _ in range(3))
+    loss, total = reduced(partial, reduction, target.numel(), lse.dtype)
+    if x.dtype != lse.dtype or not (need_x or need_weight):
+        return loss, total, lse, *(x.new_empty(0) for _ in range(3))
+    grad = torch.where(total == 0, 0, 1 / total).expand(lse.shape)
+    options = (class_weight, lse, ignore_index, label_smoothing, need_x, need_weight)
+    return loss, total, lse.new_empty(0), *score_cross_entropy_backward(grad, x, weight, bias, target, *options)
 
 
 def score_cross_entropy_backward(
