@@ -119,6 +119,7 @@ def _calls() -> Iterator[tuple[str, str, Callable[[], Any]]]:
         return lambda: kernels.lazy(name)(*args)
 
     yield from _scores(op)
+    yield from _transposed(op)
     shapes = {
         "VOC 8x": (1, 21, 64, 64, Sampling.interpolate((64, 64), (512, 512))),
         "ADE 4x": (8, 150, 128, 128, Sampling.interpolate((128, 128), (512, 512))),
@@ -191,6 +192,45 @@ def _scores(op: Callable) -> Iterator[tuple[str, str, Callable[[], Any]]]:
                         pixel, x, weight, bias, target, None, pixel, -100, 0.0, True, True,
                     ),
                 }  # fmt: skip
+                for name, arguments in calls.items():
+                    yield name, case, _allowing(allowed, op(name, *arguments))
+
+
+def _transposed(op: Callable) -> Iterator[tuple[str, str, Callable[[], Any]]]:
+    """Learned upsampling: FCN's fusion and its last stage, U-Net's, and one that streams."""
+    shapes = {  # N, Cin, Cout, side, kernel, stride, groups
+        "21 to 21, 2x": (1, 21, 21, 32, 4, 2, 1),
+        "21 to 21, 32x": (1, 21, 21, 16, 64, 32, 1),
+        "512 to 256, 2x": (2, 512, 256, 32, 2, 2, 1),
+        "21 depthwise, 8x": (1, 21, 21, 64, 16, 8, 21),
+        "150 depthwise, 2x": (8, 150, 150, 128, 4, 2, 150),
+    }
+    for shape, (n, inputs, outputs, side, kernel, stride, groups) in shapes.items():
+        for dtype, allowed in (
+            (torch.float32, "highest"),
+            (torch.float32, "high"),
+            (torch.bfloat16, "highest"),
+            (torch.float64, "highest"),
+        ):
+            for layout in (torch.contiguous_format, torch.channels_last):
+                if allowed == "high" and (groups > 1 or layout == torch.channels_last):
+                    continue
+                if layout == torch.channels_last and dtype == torch.float64:
+                    continue
+                case = f"{shape}, {'tf32' if allowed == 'high' else _NAMES[dtype]}, "
+                case += "channels_last" if layout == torch.channels_last else "contiguous"
+                large = side * stride
+                x = torch.empty((1, inputs, side, side), dtype=dtype).contiguous(memory_format=layout)
+                y = torch.empty((1, outputs, large, large), dtype=dtype).contiguous(memory_format=layout)
+                x, y = x.expand(n, -1, -1, -1), y.expand(n, -1, -1, -1)
+                weight = torch.empty((inputs, outputs // groups, kernel, kernel), dtype=dtype)
+                crop = (kernel - stride) // 2
+                where = ((stride, stride), groups, (crop, crop))
+                size = ((large, large), (0, 0), 1.0)
+                calls = {
+                    "conv_transpose_add": (x, weight, y, *where, *size),
+                    "conv_transpose_add_backward": (y, x, weight, *where, True, True),
+                }
                 for name, arguments in calls.items():
                     yield name, case, _allowing(allowed, op(name, *arguments))
 

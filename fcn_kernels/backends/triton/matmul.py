@@ -93,7 +93,7 @@ def matmul_sum(a: Tensor, b: Tensor, operand: torch.dtype, fp32: str) -> Tensor:
     """sum_i a[i] @ b[i], split where the sum is long, in the dtype of the arithmetic."""
     batches, m, k = a.shape
     n = b.shape[2]
-    block_m, block_n, block_k, _, _ = _tile(m, n, operand, fp32)
+    block_m, block_n, block_k, _, _ = tile(m, n, operand, fp32)
     tiles = triton.cdiv(m, block_m) * triton.cdiv(n, block_n)
     images = max(1, batches * tiles // (2 * ENOUGH))
     groups = triton.cdiv(batches, images)
@@ -125,16 +125,16 @@ def pipelined(stages: int) -> int:
     return stages if torch.version.hip is None else min(stages, 2)
 
 
-def _tile(m: int, n: int, operand: torch.dtype, fp32: str) -> Sequence[int]:
+def tile(m: int, n: int, operand: torch.dtype, fp32: str, table: dict = MATMUL) -> Sequence[int]:
     """Rows, columns and depth of a tile, warps, stages."""
     rows, columns = (16 if size <= 16 else 32 if size <= 32 else 64 for size in (m, n))
-    return rows, columns, *MATMUL[arithmetic(operand, fp32)][rows * columns]
+    return rows, columns, *table[arithmetic(operand, fp32)][rows * columns]
 
 
 def _launch(a: Tensor, b: Tensor, out: Tensor, images: int, chunk: int, operand: torch.dtype, fp32: str) -> None:
     batches, m, k = a.shape
     n = b.shape[2]
-    block_m, block_n, block_k, warps, stages = _tile(m, n, operand, fp32)
+    block_m, block_n, block_k, warps, stages = tile(m, n, operand, fp32)
     grid = (triton.cdiv(m, block_m) * triton.cdiv(n, block_n), out.shape[1], out.shape[0])
     with device_of(a):
         matmul_kernel[grid](
