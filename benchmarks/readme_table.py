@@ -1,16 +1,18 @@
-"""Writes the README's performance table from a file of `fcn-kernels bench --json`.
+"""Writes the tables of README.md and docs/performance.md from the files of `fcn-kernels bench --json` in results/.
 
-python benchmarks/readme_table.py benchmarks/results/cpu-avx512.json
+    python benchmarks/readme_table.py
+
+cpu-avx512.json: everything, with AVX-512 for all; cpu-avx2.json and cpu-avx2-scores.json: with AVX2 for all, the latter
+every score convolution (`--only score_`).
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
-README = Path(__file__).resolve().parent.parent / "README.md"
-BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks/results"
 
 
 def number(value: float) -> str:
@@ -68,12 +70,51 @@ def table(data: dict) -> str:
     return "\n".join(lines)
 
 
+def asked(goal: dict) -> str:
+    value = number(goal["goal"] / 1e6) + " MB" if goal["measure"] == "memory" else f"{number(goal['goal'])}x"
+    against = f" the time of {goal['against']}" if goal["measure"] == "time" else ""
+    return ("at least " if goal["measure"] == "speed-up" else "at most ") + value + against
+
+
+def reached(goal: dict | None) -> str:
+    if goal is None or goal["measured"] is None:
+        return "-"
+    value = number(goal["measured"] / 1e6) + " MB" if goal["measure"] == "memory" else f"{number(goal['measured'])}x"
+    return value if goal["reached"] else f"**{value}**"
+
+
+def goals(files: dict[str, list[dict]]) -> str:
+    """One row per goal, one column per instruction set; what is below its goal stands in bold."""
+    found: dict[tuple, dict[str, dict]] = {}
+    for column, files_of_column in files.items():
+        for data in files_of_column:
+            for workload in data["workloads"]:
+                for goal in workload["goals"]:
+                    key = (workload["operator"], workload["title"], goal["inputs"], asked(goal))
+                    found.setdefault(key, {}).setdefault(column, goal)
+    lines = ["| workload | inputs | goal | " + " | ".join(files) + " |", "|---|---|---|" + "---|" * len(files)]
+    for (operator, title, inputs, goal), measured in found.items():
+        cells = [f"`{operator}` {title}", inputs, goal, *(reached(measured.get(column)) for column in files)]
+        lines.append("| " + " | ".join(cells) + " |")
+    for column in files:
+        mine = [m[column] for m in found.values() if column in m and m[column]["measured"] is not None]
+        lines += ["", f"{column}: {sum(g['reached'] for g in mine)} of {len(mine)} goals are reached."]
+    commits = {data["provenance"]["commit"] for files_of_column in files.values() for data in files_of_column}
+    return "\n".join([*lines, "", f"Measured at commit {', '.join(sorted(commits))}."])
+
+
+def replace(file: Path, name: str, content: str) -> None:
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    before, rest = file.read_text().split(begin)
+    file.write_text(f"{before}{begin}\n{content}\n{end}{rest.split(end)[1]}")
+
+
 def main() -> None:
-    text = README.read_text()
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    data = json.loads(Path(sys.argv[1]).read_text())
-    README.write_text(f"{before}{BEGIN}\n{table(data)}\n{END}{after}")
+    avx512, avx2, scores = (
+        json.loads((RESULTS / f"cpu-{name}.json").read_text()) for name in ("avx512", "avx2", "avx2-scores")
+    )
+    replace(ROOT / "README.md", "table", table(avx512))
+    replace(ROOT / "docs/performance.md", "goals", goals({"AVX2": [scores, avx2], "AVX-512": [avx512]}))
 
 
 if __name__ == "__main__":
