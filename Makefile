@@ -75,7 +75,7 @@ $(VENV)/.tools: | $(BIN)/python
 # --no-deps: torchvision asks for a torch of its own. The versions are those that the integrations name as tested.
 $(VENV)/.libraries: $(INSTALLED)
 	$(PIP) "transformers==5.23.*" accelerate pillow
-	$(PIP) --no-deps torchvision "segmentation-models-pytorch==0.6.*" timm
+	$(PIP) --no-deps torchvision "segmentation-models-pytorch==0.6.*" timm torchmetrics lightning-utilities
 	@touch $@
 
 $(INSTALLED): $(VENV)/.tools $(SOURCES)

@@ -1,6 +1,6 @@
 """Training of the networks in `fcn_kernels.models`: recipes, data, the loop, metrics."""
 
-from .metrics import Metrics
+from ..evaluation import Metrics
 from .recipes import PAPER, RELEASED, Recipe, parameter_groups
 from .trainer import Trainer, evaluate
 from .voc import VOCFolder

@@ -11,10 +11,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .. import evaluation
+from ..evaluation import Metrics
 from ..models.fcn import FCN, Upscore
 from ..models.unet import UNet
 from ..models.weights import NETWORKS, describe, save_checkpoint
-from .metrics import Metrics
 from .recipes import Recipe, parameter_groups
 
 IGNORE = 255
@@ -190,14 +191,8 @@ class Trainer:
             torch.cuda.set_rng_state(state["device_random"].cpu())
 
 
-@torch.no_grad()
 def evaluate(model: FCN | UNet, dataset: torch.utils.data.Dataset, *, ignore_index: int = IGNORE) -> Metrics:
-    """The metrics over a dataset, through the fused confusion matrix; the mode of the network is kept."""
-    device, training = next(model.parameters()).device, model.training
-    model.eval()
-    confusion = torch.zeros(model.num_classes, model.num_classes, dtype=torch.int64, device=device)
-    for index in range(len(dataset)):
-        image, labels = dataset[index]
-        confusion += model.confusion_matrix(image[None].to(device), labels[None].to(device), ignore_index=ignore_index)
-    model.train(training)
-    return Metrics.of(confusion)
+    """The metrics over a dataset, image by image; see `fcn_kernels.evaluation.evaluate`."""
+    pairs = (dataset[index] for index in range(len(dataset)))
+    batches = ((image[None], labels[None]) for image, labels in pairs)
+    return evaluation.evaluate(model, batches, model.num_classes, ignore_index=ignore_index)
