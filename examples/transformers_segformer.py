@@ -46,9 +46,8 @@ def main() -> None:
         with torch.no_grad():
             maps = processor.post_process_semantic_segmentation(model(image), [(args.size, args.size)])
         seconds = time.perf_counter() - start
-        print(
-            f"{name}: training step {step:.2f} s, labels of a picture {seconds:.2f} s, {maps[0].unique().numel()} classes"
-        )
+        print(f"{name}: training step {step:.2f} s, labels of a picture {seconds:.2f} s")
+        print(f"{maps[0].unique().numel()} classes occur")
 
     # Over a data loader: no scores of the size of the pictures, neither on disk nor in memory.
     print(evaluate(model, [(image, labels)], args.classes, ignore_index=255))
