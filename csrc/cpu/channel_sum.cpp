@@ -22,8 +22,7 @@ Tensor channel_sum(const Tensor& x) {
   const Kernels& k = kernels();
   std::vector<double> parts(k.channel_sum_parts(args) * x.size(1));
   args.parts = parts.data();
-  for_each_unit(k.channel_sum_units(args), k.channel_sum_scratch(args),
-                [&](int64_t unit, void* scratch) { k.channel_sum(args, unit, scratch); });
+  for_each_unit(k.channel_sum_units(args), 0, [&](int64_t unit, void*) { k.channel_sum(args, unit); });
   const Tensor result = empty_vector(x, {x.size(1)}, arithmetic_dtype(x.scalar_type()));
   if (result.scalar_type() == ScalarType::Double) {
     finish<double>(result, parts);

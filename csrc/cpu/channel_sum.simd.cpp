@@ -30,19 +30,29 @@ T sum_of_row(const In* p, int64_t stride, int64_t count) {
   return total;
 }
 
-template <typename T, typename In>
-void sum_channels(const Image& x, int64_t begin, int64_t end, T* row, double* sums) {
+// K vectors of channels of a row of pixels.
+template <int K, typename T, typename In>
+FCN_INLINE void add_pixels(const In* p, int64_t stride, int64_t count, double* sums) {
   constexpr int L = kLanes<T>;
-  const int64_t whole = x.channels / L * L;
+  Vec<T> sum[K] = {};
+  for (int64_t i = 0; i < count; ++i, p += stride) {
+    for (int k = 0; k < K; ++k) sum[k] += load_as(p + k * L);
+  }
+  for (int k = 0; k < K; ++k) {
+    for (int l = 0; l < L; ++l) sums[k * L + l] += sum[k][l];
+  }
+}
+
+template <typename T, typename In>
+void sum_channels(const Image& x, int64_t begin, int64_t end, double* sums) {
+  constexpr int L = kLanes<T>;
   for (int64_t c = 0; c < x.channels; ++c) sums[c] = 0;
   for (int64_t r = begin; r < end; ++r) {
     const In* p = (const In*)x.data + r / x.height * x.stride_n + r % x.height * x.stride_h;
-    memset(row, 0, x.channels * sizeof(T));
-    for (int64_t i = 0; i < x.width; ++i, p += x.stride_w) {
-      for (int64_t c = 0; c < whole; c += L) store(row + c, load(row + c) + load_as(p + c));
-      for (int64_t c = whole; c < x.channels; ++c) row[c] += (T)to_arithmetic(p[c]);
-    }
-    for (int64_t c = 0; c < x.channels; ++c) sums[c] += row[c];
+    int64_t c = 0;
+    for (; c + 4 * L <= x.channels; c += 4 * L) add_pixels<4, T>(p + c, x.stride_w, x.width, sums + c);
+    for (; c + L <= x.channels; c += L) add_pixels<1, T>(p + c, x.stride_w, x.width, sums + c);
+    for (; c < x.channels; ++c) sums[c] += sum_of_row<T>(p + c, x.stride_w, x.width);
   }
 }
 
@@ -61,9 +71,7 @@ int64_t channel_sum_units(const ChannelSumArgs& args) {
   return channel_sum_parts(args) * (is_pixelwise(args.x) ? 1 : args.x.channels);
 }
 
-int64_t channel_sum_scratch(const ChannelSumArgs& args) { return args.x.channels * (int64_t)sizeof(double); }
-
-void channel_sum(const ChannelSumArgs& args, int64_t unit, void* scratch) {
+void channel_sum(const ChannelSumArgs& args, int64_t unit) {
   const Image& x = args.x;
   const int64_t parts = channel_sum_parts(args), part = unit % parts, rows = x.batch * x.height;
   const int64_t begin = rows * part / parts, end = rows * (part + 1) / parts;
@@ -71,7 +79,7 @@ void channel_sum(const ChannelSumArgs& args, int64_t unit, void* scratch) {
   visit_dtype(x.dtype, [&](auto zero) {
     using In = decltype(zero);
     using T = ArithmeticOf<In>;
-    if (is_pixelwise(x)) return sum_channels<T, In>(x, begin, end, (T*)scratch, sums);
+    if (is_pixelwise(x)) return sum_channels<T, In>(x, begin, end, sums);
     const int64_t c = unit / parts;
     double sum = 0;
     for (int64_t r = begin; r < end; ++r) {

@@ -137,6 +137,12 @@ class Patches {
     }
   }
 
+  // Whether the weights of an input channel stand in memory as the rows do.
+  bool rows_follow_weights() const {
+    const Image& w = args_.weight;
+    return !args_.pixelwise && w.stride_w == 1 && w.stride_h == kx_ && w.stride_c == patch();
+  }
+
   // The weight of row m, its first input channel.
   const In* weight_of(const Rows& rows, int64_t channel, int64_t ky, int64_t kx) const {
     const Image& w = args_.weight;
@@ -286,7 +292,7 @@ class PatchesForward : Patches<T, In> {
     const RowTiles tiles(rows.size);
     const Image& w = args_.weight;
     T* to = packed(rows);
-    const bool contiguous = !args_.pixelwise && w.stride_w == 1 && w.stride_h == kx_ && w.stride_c == this->patch();
+    const bool contiguous = this->rows_follow_weights();
     const In* first = this->weight_of(rows, rows.first, 0, 0);
     for (int64_t k = 0; k < inputs_; k += kDepth) {
       const int64_t depth = inputs_ - k < kDepth ? inputs_ - k : kDepth;
@@ -451,16 +457,31 @@ class PatchesBackwardX : Patches<T, In> {
       const int64_t depth = rows.size - m < depth_ ? rows.size - m : depth_;
       for (int64_t t = 0; t < tiles.count; ++t) {
         const int64_t size = tiles.size((int)t), begin = first + tiles.begin(t);
-        this->for_rows(rows, m, m + depth, [&](int64_t at, int64_t channel, int64_t ky, int64_t kx, int64_t count) {
-          const In* from = this->weight_of(rows, channel, ky, kx) + begin * w.stride_n;
-          const int64_t step = args_.pixelwise ? w.stride_c : w.stride_w;
+        if (this->rows_follow_weights()) {
+          const In* from = this->weight_of(rows, 0, 0, 0) + begin * w.stride_n + m;
           for (int64_t r = 0; r < size; ++r, from += w.stride_n) {
-            for (int64_t i = 0; i < count; ++i) {
-              const int64_t row = at - m + i;
-              to[row / kGroup * size * kGroup + r * kGroup + row % kGroup] = (T)to_arithmetic(from[i * step]);
+            for (int64_t row = 0; row < depth; row += kGroup) {
+              T* group_of = to + row * size + r * kGroup;
+              const int64_t count = depth - row < kGroup ? depth - row : kGroup;
+              if (count == kGroup) {
+                for (int i = 0; i < kGroup; ++i) group_of[i] = (T)to_arithmetic(from[row + i]);
+              } else {
+                for (int i = 0; i < count; ++i) group_of[i] = (T)to_arithmetic(from[row + i]);
+              }
             }
           }
-        });
+        } else {
+          this->for_rows(rows, m, m + depth, [&](int64_t at, int64_t channel, int64_t ky, int64_t kx, int64_t count) {
+            const In* from = this->weight_of(rows, channel, ky, kx) + begin * w.stride_n;
+            const int64_t step = args_.pixelwise ? w.stride_c : w.stride_w;
+            for (int64_t r = 0; r < size; ++r, from += w.stride_n) {
+              for (int64_t i = 0; i < count; ++i) {
+                const int64_t row = at - m + i;
+                to[row / kGroup * size * kGroup + r * kGroup + row % kGroup] = (T)to_arithmetic(from[i * step]);
+              }
+            }
+          });
+        }
         to += size * padded(depth);
       }
     }
@@ -589,13 +610,20 @@ class PatchesBackwardWeight : Patches<T, In> {
   }
 
   void write(const Rows& rows, int64_t first, int64_t count, T* part) const {
+    const int64_t pitch = outputs_ * this->patch();
     for (int64_t j = 0; j < count; ++j) {
-      for (int64_t i = 0; i < P && (first + j) * P + i < inputs_; ++i) {
-        T* to = part + (rows.group * inputs_ + (first + j) * P + i) * outputs_ * this->patch();
-        const T* from = sums_ + j * rows.size * P + i;
+      const int64_t k = (first + j) * P;
+      const int columns = inputs_ - k < P ? (int)(inputs_ - k) : P;
+      T* to = part + (rows.group * inputs_ + k) * pitch;
+      const T* from = sums_ + j * rows.size * P;
+      if (!args_.pixelwise) {  // the rows are in the order of the weights
+        unpack_panel(to + rows.first * this->patch(), 1, pitch, from, rows.size, columns);
+        continue;
+      }
+      for (int i = 0; i < columns; ++i) {
         this->for_rows(rows, 0, rows.size, [&](int64_t m, int64_t channel, int64_t ky, int64_t kx, int64_t run) {
-          const int64_t at = (channel * args_.stride_h + ky) * kx_ + kx, step = args_.pixelwise ? this->patch() : 1;
-          for (int64_t r = 0; r < run; ++r) to[at + r * step] = from[(m + r) * P];
+          T* places = to + i * pitch + channel * this->patch() + ky * kx_ + kx;
+          for (int64_t r = 0; r < run; ++r) places[r * this->patch()] = from[(m + r) * P + i];
         });
       }
     }

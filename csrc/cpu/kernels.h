@@ -301,8 +301,7 @@ struct Kernels {
   void (*copy)(const CopyArgs&, int64_t unit);
   int64_t (*channel_sum_parts)(const ChannelSumArgs&);
   int64_t (*channel_sum_units)(const ChannelSumArgs&);
-  int64_t (*channel_sum_scratch)(const ChannelSumArgs&);
-  void (*channel_sum)(const ChannelSumArgs&, int64_t unit, void* scratch);
+  void (*channel_sum)(const ChannelSumArgs&, int64_t unit);
   // Scores: pack_scores first, all of its units.
   int64_t (*score_units)(const ScoreArgs&);
   int64_t (*score_blocks)(const ScoreArgs&);

@@ -34,8 +34,7 @@ int64_t copy_units(const CopyArgs&);
 void copy(const CopyArgs&, int64_t);
 int64_t channel_sum_parts(const ChannelSumArgs&);
 int64_t channel_sum_units(const ChannelSumArgs&);
-int64_t channel_sum_scratch(const ChannelSumArgs&);
-void channel_sum(const ChannelSumArgs&, int64_t, void*);
+void channel_sum(const ChannelSumArgs&, int64_t);
 int64_t score_units(const ScoreArgs&);
 int64_t score_blocks(const ScoreArgs&);
 int64_t packed_scores_size(const ScoreArgs&);
@@ -88,7 +87,6 @@ const Kernels kKernels = {
     copy,
     channel_sum_parts,
     channel_sum_units,
-    channel_sum_scratch,
     channel_sum,
     score_units,
     score_blocks,

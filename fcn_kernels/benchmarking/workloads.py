@@ -251,6 +251,43 @@ def _learned(
     )
 
 
+def _unet(channels: int, small: int, fine: int) -> Workload:
+    """A step of U-Net's way up, 572 -> 388: 2x2 up-convolution beside the centre of the skip, forward and backward."""
+    half, size = channels // 2, 2 * small
+    offset = (fine - size) // 2
+
+    def make(inputs: str) -> Tensors:
+        return {
+            "x": random_inputs(inputs, 1, channels, small, small).requires_grad_(),
+            "weight": (random_inputs(inputs, channels, half, 2, 2) * channels**-0.5).requires_grad_(),
+            "skip": random_inputs(inputs, 1, half, fine, fine).requires_grad_(),
+            "bias": random_inputs(inputs, half).requires_grad_(),
+            "arriving": random_inputs(inputs, 1, channels, size, size),
+        }
+
+    def fused(x: Tensor, weight: Tensor, skip: Tensor, bias: Tensor, **_: Tensor) -> Tensor:
+        return fcn_kernels.conv_transpose_concat(x, weight, skip, bias, stride=2, skip_offset=(offset, offset))
+
+    def plain(x: Tensor, weight: Tensor, skip: Tensor, bias: Tensor, **_: Tensor) -> Tensor:
+        y = F.conv_transpose2d(x, weight, bias, stride=2)
+        return torch.cat([skip[:, :, offset : offset + size, offset : offset + size], y], dim=1)
+
+    return Workload(
+        f"conv_transpose_concat-{channels}x{small}x{small}",
+        "conv_transpose_concat",
+        f"U-Net {channels}x{small}x{small} -> {channels}x{size}x{size}",
+        make,
+        (
+            Method("fused", "fused", fused),
+            *as_written(plain),
+            Method("eager, channels last", "rival", plain, channels_last=True),
+        ),
+        inputs=("random",),
+        # reads x (twice), the window of skip and the arriving gradient; writes y and the gradients of x and skip
+        traffic=4 * (3 * channels * small**2 + (half + 2 * channels) * size**2 + half * fine**2),
+    )
+
+
 def _fcn8s(end: str, *, speed_up: float | None = None, quick: bool = False) -> Workload:
     """The FCN-8s head after its scores, on a 500x500 photograph: 16 -> 34 (+ pool4), 34 -> 70 (+ pool3), 70 -> 500."""
     classes, size = 21, (500, 500)
@@ -353,6 +390,8 @@ WORKLOADS: tuple[Workload, ...] = (
     _learned(64, 2, 0, 130, 1),
     *HEADS,
     *SCORES,
+    _unet(1024, 28, 64),
+    _unet(128, 196, 568),
 )
 
 
