@@ -1,7 +1,6 @@
-"""Tiles of the matrix products by shape class: data, which `python benchmarks/tune.py` measures and writes anew.
+"""Tiles of the matrix products by shape class: data, which benchmarks/tune.py measures and writes anew.
 
-"ieee" is exact float32, "tf32" float32 on tensor cores. Chosen such that the accumulator leaves the planned occupancy;
-not yet measured.
+"ieee" is exact float32, "tf32" float32 on tensor cores; not yet measured.
 """
 
 # arithmetic -> results of a tile -> (depth of a tile, warps, stages)
@@ -20,7 +19,7 @@ SCORE = {
     "double": {16: (32, 16, 4, 2), 32: (32, 16, 4, 2), 64: (32, 16, 4, 2)},
 }
 
-# The products of conv_transpose_add, whose pixels have masks and pointers of their own: as MATMUL.
+# As MATMUL, for conv_transpose_add, whose pixels have masks and pointers of their own.
 CONV_TRANSPOSE = {
     "half": {256: (32, 1, 2), 512: (32, 2, 2), 1024: (32, 4, 2), 2048: (32, 4, 2), 4096: (32, 8, 2)},
     "tf32": {256: (16, 1, 2), 512: (16, 2, 2), 1024: (16, 4, 2), 2048: (16, 4, 2), 4096: (16, 8, 2)},

@@ -59,15 +59,16 @@ def dense_kernel(
     x += n * x_n + (group * inputs).to(tl.int64) * x_c
     weight += (group * inputs).to(tl.int64) * weight_i
     total = tl.zeros([BLOCK_M, BLOCK_N], ACC)
-    for ty in range(0, tl.cdiv(tl.maximum(kh - ky, 0), sy)):
-        for tx in range(0, tl.cdiv(tl.maximum(kw - kx, 0), sx)):
-            read = inside & (iy >= ty) & (iy - ty < h) & (ix >= tx) & (ix - tx < w)
-            at = (iy - ty).to(INDEX) * x_h + (ix - tx).to(INDEX) * x_w
-            tap = weight + ((ky + ty * sy) * weight_y + (kx + tx * sx) * weight_x)
-            total = product(
-                total, x, tap, tl.where(read, at, 0), c, read, c < outputs, 0, inputs, x_c, weight_i,
-                DTYPE, ACC, PRECISION, INDEX, BLOCK_K,
-            )  # fmt: skip
+    across = tl.cdiv(tl.maximum(kw - kx, 0), sx)
+    for t in range(0, tl.cdiv(tl.maximum(kh - ky, 0), sy) * across):
+        ty, tx = t // across, t % across
+        read = inside & (iy >= ty) & (iy - ty < h) & (ix >= tx) & (ix - tx < w)
+        at = (iy - ty).to(INDEX) * x_h + (ix - tx).to(INDEX) * x_w
+        tap = weight + ((ky + ty * sy) * weight_y + (kx + tx * sx) * weight_x)
+        total = product(
+            total, x, tap, tl.where(read, at, 0), c, read, c < outputs, 0, inputs, x_c, weight_i,
+            DTYPE, ACC, PRECISION, INDEX, BLOCK_K,
+        )  # fmt: skip
     c = (group * outputs + c).to(INDEX)[None, :]
     row, column = row.to(INDEX)[:, None], column.to(INDEX)[:, None]
     wanted = inside[:, None] & (c < (group + 1) * outputs)
@@ -97,15 +98,15 @@ def dense_input_kernel(
     grad += n * grad_n + (group * outputs).to(tl.int64) * grad_c
     weight += (group * inputs).to(tl.int64) * weight_i
     total = tl.zeros([BLOCK_M, BLOCK_N], ACC)
-    for ky in range(split * chunk, tl.minimum((split + 1) * chunk, kh)):
-        for kx in range(0, kw):
-            oy, ox = iy * sy + ky - offset_y, ix * sx + kx - offset_x
-            read = (iy < h) & (oy >= 0) & (oy < H) & (ox >= 0) & (ox < W)
-            at = oy.to(INDEX) * grad_h + ox.to(INDEX) * grad_w
-            total = product(
-                total, grad, weight + (ky * weight_y + kx * weight_x), tl.where(read, at, 0), c * weight_i, read,
-                c < inputs, 0, outputs, grad_c, 1, DTYPE, ACC, PRECISION, INDEX, BLOCK_K,
-            )  # fmt: skip
+    for t in range(split * chunk * kw, tl.minimum((split + 1) * chunk, kh) * kw):
+        ky, kx = t // kw, t % kw
+        oy, ox = iy * sy + ky - offset_y, ix * sx + kx - offset_x
+        read = (iy < h) & (oy >= 0) & (oy < H) & (ox >= 0) & (ox < W)
+        at = oy.to(INDEX) * grad_h + ox.to(INDEX) * grad_w
+        total = product(
+            total, grad, weight + (ky * weight_y + kx * weight_x), tl.where(read, at, 0), c * weight_i, read,
+            c < inputs, 0, outputs, grad_c, 1, DTYPE, ACC, PRECISION, INDEX, BLOCK_K,
+        )  # fmt: skip
     c = (group * inputs + c).to(INDEX)[None, :]
     wanted = (iy < h)[:, None] & (c < (group + 1) * inputs)
     dx += split.to(tl.int64) * dx_s + n * dx_n
@@ -344,7 +345,7 @@ def _input_gradient(grad: Tensor, x: Tensor, weight: Tensor, groups: int, sizes:
     with device_of(x):
         dense_input_kernel[programs, splits](
             grad, taps, parts, groups, inputs, outputs, *sizes, chunk, *grad.stride(), *taps.stride()[:3],
-            *parts.stride(), **blocks, **common,
+            *parts.stride(), **blocks, **common, **_all_registers(),
         )  # fmt: skip
     return dx if splits == 1 else dx.copy_(parts.sum(0))
 
@@ -374,7 +375,7 @@ def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, groups: int, sizes
             else:
                 dense_weight_kernel[programs, splits](
                     grad, x, parts, groups, inputs, outputs, n * h, *sizes, chunk, *grad.stride(), *x.stride(),
-                    **blocks, **common,
+                    **blocks, **common, **_all_registers(),
                 )  # fmt: skip
     total = parts.sum(0).to(weight.dtype)
     return total if depthwise else total.permute(2, 3, 0, 1).contiguous()
@@ -383,6 +384,11 @@ def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, groups: int, sizes
 def _depthwise(inputs: int, outputs: int) -> bool:
     """Channels of a group, in and out."""
     return inputs == outputs == 1
+
+
+def _all_registers() -> dict:
+    """NVIDIA's assembler would rather spill a few than lose a block per multiprocessor; two of four warps suffice."""
+    return {} if torch.version.hip else {"maxnreg": 255}
 
 
 def _blocks(m: int, n: int, x: Tensor) -> dict:

@@ -1,0 +1,75 @@
+"""The code of Triton's kernels, compiled without a GPU: no spills, wide accesses, tensor cores; a few configurations.
+
+`python -m fcn_kernels.benchmarking.codegen` makes the table of all. Compiling needs a process of its own: here triton
+may have been imported as an interpreter.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+pytestmark = pytest.mark.triton
+
+
+def rows(folder: Path, operator: str, case: str, *targets: str) -> list[dict]:
+    file = folder / "table.json"
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "fcn_kernels.benchmarking.codegen", "--json", str(file), "--only", operator]
+    command += ["--case", case, *(a for target in targets for a in ("--target", target))]
+    environment["TRITON_CACHE_DIR"] = str(folder)
+    subprocess.run(command, env=environment, check=True)
+    found = json.loads(file.read_text())["rows"]
+    assert {row["target"] for row in found} == set(targets)
+    for row in found:
+        assert row["spilled_bytes"] == 0, row
+        # what a block can have on gfx942 and on sm_80
+        assert row["shared_bytes"] <= (65536 if row["target"] == "gfx942" else 163 * 1024), row
+    return found
+
+
+@pytest.mark.parametrize(
+    ("arithmetic", "targets"), [("bf16", ["sm_80", "sm_90", "sm_100", "gfx942"]), ("tf32", ["sm_90"])]
+)
+def test_scores_use_tensor_cores(tmp_path: Path, arithmetic: str, targets: list[str]) -> None:
+    found = rows(tmp_path, "score_softmax", f"K 512 C 150, {arithmetic}, contiguous", *targets)
+    for row in found:
+        assert row["matrix products"] > 0, row
+        assert max(row["load_bits"]) >= 64, row
+
+
+def test_exact_float32_scores_do_not_spill(tmp_path: Path) -> None:
+    found = rows(tmp_path, "score_softmax", "K 512 C 150, fp32, contiguous", "sm_80", "gfx942")
+    assert all(max(row["load_bits"]) >= 64 for row in found)
+
+
+def test_depthwise_upsampling_streams(tmp_path: Path) -> None:
+    found = rows(tmp_path, "conv_transpose_add", "150 depthwise, 2x, fp32, contiguous", "sm_90", "sm_100")
+    for row in found:
+        assert max(row["store_bits"]) >= 64, row
+        assert row["registers"] <= 64, row  # eight blocks of four warps
+
+
+@pytest.mark.parametrize(
+    ("operator", "case"),
+    [("conv_transpose_add", "21 to 21, 2x, bf16"), ("conv_transpose_add_backward", "512 to 256, 2x, tf32")],
+)
+def test_dense_upsampling_uses_tensor_cores(tmp_path: Path, operator: str, case: str) -> None:
+    assert all(row["matrix products"] > 0 for row in rows(tmp_path, operator, case + ", contiguous", "sm_90"))
+
+
+def test_the_tables_are_what_tuning_writes() -> None:
+    spec = importlib.util.spec_from_file_location("tune", Path(__file__).parents[1] / "benchmarks" / "tune.py")
+    tune = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tune)
+    text = Path(tune.configurations.__file__).read_text()
+    assert text == tune.render(re.search(r"; ((?:not yet )?measured.*)\.$", text, re.MULTILINE).group(1))
