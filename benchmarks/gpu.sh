@@ -43,6 +43,7 @@ if [ -x "$sanitizer" ]; then
   done
 fi
 step bench "$python" "$root/benchmarks/gpu_upsample_add.py" --json "$out/upsample_add.json"
+step bench_operators "$python" "$root/benchmarks/gpu_operators.py" --json "$out/operators.json"
 
 if ((${#failed[@]})); then
   printf 'failed: %s\n' "${failed[*]}"

@@ -23,7 +23,18 @@ from torch import Tensor
 from ...reference import arithmetic_dtype
 from .configurations import SCORE
 from .launch import accumulator, device_of, empty_image, index_type
-from .matmul import arithmetic, element, matmul, matmul_parts, matmul_sum, pipelined, precision, product, splits_of
+from .matmul import (
+    all_registers,
+    arithmetic,
+    element,
+    matmul,
+    matmul_parts,
+    matmul_sum,
+    pipelined,
+    precision,
+    product,
+    splits_of,
+)
 
 
 @triton.jit
@@ -230,6 +241,7 @@ def launch(
             DTYPE=element(x.dtype, x), ACC=accumulator(x), PRECISION=fp32,
             INDEX=index_type((), flat, image, parts[0] if splits > 1 else flat), BLOCK_P=block_p, BLOCK_C=block_c,
             BLOCK_K=block_k, num_warps=warps, num_stages=pipelined(stages), enable_fp_fusion=True,
+            **(all_registers() if x.dtype == torch.float64 else {}),
         )  # fmt: skip
     return partial
 
