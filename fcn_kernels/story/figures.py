@@ -8,7 +8,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from .. import images
 from .scenes import CLASSES
 
 
@@ -30,10 +29,13 @@ def check() -> None:
     _pyplot()
 
 
+def _colours() -> Tensor:  # [11, 3] in uint8: black, and ten that differ more than the first of PASCAL VOC's
+    bright = torch.tensor(_pyplot().get_cmap("tab10").colors)
+    return torch.cat([torch.zeros(1, 3), 255 * bright]).round().to(torch.uint8)
+
+
 def _picture(t: Tensor):  # [3, H, W] or labels [H, W], uint8, as an array [H, W, 3]
-    if t.dim() == 2:
-        t = images.palette()[t.long()].permute(2, 0, 1)
-    return t.permute(1, 2, 0).numpy()
+    return (_colours()[t.long()] if t.dim() == 2 else t.permute(1, 2, 0)).numpy()
 
 
 def save_labels_figure(
@@ -52,9 +54,9 @@ def save_labels_figure(
     for axis, title in zip(axes[0], ["input", *titles.values(), "truth"], strict=True):
         axis.set_title(title, fontsize=11)
     present = sorted(set(torch.cat([truth.flatten() for _, _, truth in rows]).tolist()) - {0})
-    colours = [pyplot.Rectangle((0, 0), 1, 1, color=(images.palette()[k] / 255).tolist()) for k in present]
+    colours = [pyplot.Rectangle((0, 0), 1, 1, color=(_colours()[k] / 255).tolist()) for k in present]
     figure.legend(colours, [CLASSES[k].removeprefix("digit ") for k in present], loc="outside lower center", ncols=10)
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=90)
     pyplot.close(figure)
 
 
@@ -68,7 +70,7 @@ def save_heatmap_figure(path: str | os.PathLike, image: Tensor, probabilities: T
         axis.imshow(_picture(image), interpolation="nearest")
         axis.set_axis_off()
     axes[0].set_title("input", fontsize=11)
-    axes[1].set_title("1 - p(background) in colour, the likeliest digit in writing", fontsize=11)
+    axes[1].set_title("1 - p(background), and the likeliest digit", fontsize=11)
     rows, columns = label.shape
     left, top = window / 2 - 16, window / 2 - 16  # each pixel of the heatmap on the 32 pixels at its window's centre
     extent = (left, left + 32 * columns, top + 32 * rows, top)
@@ -78,7 +80,7 @@ def save_heatmap_figure(path: str | os.PathLike, image: Tensor, probabilities: T
             if label[y, x] > 0 and confidence[y, x] > 0.5:
                 text = CLASSES[label[y, x]].removeprefix("digit ")
                 place = (left + 32 * x + 16, top + 32 * y + 16)
-                axes[1].text(*place, text, ha="center", va="center", fontsize=9, color="white", weight="bold")
+                axes[1].text(*place, text, ha="center", va="center", fontsize=9, color="black", weight="bold")
     axes[1].set(xlim=(0, width), ylim=(height, 0))
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=90)
     pyplot.close(figure)

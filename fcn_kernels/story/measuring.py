@@ -14,12 +14,15 @@ from ..benchmarking import eager_fcn, measure, memory
 from .networks import Settings, batches, tensor_of, untrained
 from .scenes import Scenes
 
-_LARGE = 2_000  # the seed of the large scene
+
+def large_scene(settings: Settings) -> Tensor:
+    """[3, H, W] in uint8: held out, with few digits, so that windows without any are among those of the heatmap."""
+    return Scenes("test", 1, settings.large_scene, 2_003, trials=14)[0][0]
 
 
 def heatmap(classifier: models.VGG, settings: Settings) -> tuple[Tensor, Tensor]:
-    """A large held-out scene [3, H, W] in uint8, and the convolutionalized classifier's probabilities [C, h, w]."""
-    image, _ = Scenes("test", 1, settings.large_scene, _LARGE)[0]
+    """The large scene [3, H, W] in uint8, and the convolutionalized classifier's probabilities [C, h, w]."""
+    image = large_scene(settings)
     dense = models.convolutionalize(classifier, settings.window)
     with torch.inference_mode():
         return image, dense.probabilities(tensor_of(image[None]))[0]
@@ -28,7 +31,7 @@ def heatmap(classifier: models.VGG, settings: Settings) -> tuple[Tensor, Tensor]
 def sliding(classifier: models.VGG, settings: Settings) -> dict[str, float | list[int]]:
     """Milliseconds of the heatmap, and of the classifier on the same grid of windows, one by one and in one batch."""
     side = settings.window
-    image = tensor_of(Scenes("test", 1, settings.large_scene, _LARGE)[0][0][None])
+    image = tensor_of(large_scene(settings)[None])
     dense = models.convolutionalize(classifier, side)
     windows = image.unfold(2, side, 32).unfold(3, side, 32).permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
     windows = windows.contiguous(memory_format=torch.channels_last)

@@ -34,10 +34,12 @@ class Scenes(torch.utils.data.Dataset):
         count: how many scenes.
         size: (H, W).
         seed: scene i follows from the seed and i.
+        trials: how many digits are tried, of which those are drawn that find room; by default enough to fill a scene.
     """
 
-    def __init__(self, split: str, count: int, size: tuple[int, int], seed: int) -> None:
+    def __init__(self, split: str, count: int, size: tuple[int, int], seed: int, *, trials: int | None = None) -> None:
         self.split, self.count, self.size, self.seed = split, count, size, seed
+        self.trials = size[0] * size[1] // 1000 if trials is None else trials
 
     def __len__(self) -> int:
         return self.count
@@ -48,7 +50,7 @@ class Scenes(torch.utils.data.Dataset):
         image = _background(self.split, self.size, random)
         labels = torch.zeros(self.size, dtype=torch.uint8)
         taken = torch.zeros(self.size, dtype=torch.bool)
-        for _ in range(self.size[0] * self.size[1] // 1000):
+        for _ in range(self.trials):
             side = _integer(*_SIDES, random)
             y, x = (_integer(0, n - side, random) for n in self.size)
             if not taken[y : y + side, x : x + side].any():
