@@ -1,6 +1,6 @@
 # Every target sets up .venv by itself; a second run does nothing twice.
 #   make demo     the story of FCN on digit scenes, and the quick throughput table, in less than five minutes
-#   make story    its long version: three seeds, goals, figures and results for the README (about half an hour)
+#   make story    its long version: three seeds, goals, figures and results for the README (tens of minutes)
 #   make test     the test suite
 #   make integrations   the tests with other people's libraries, which it installs
 #   make bench    the main job in full, every workload with its goal (about ten minutes)

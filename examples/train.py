@@ -1,7 +1,7 @@
 """FCN-32s, then 16s, then 8s, in a training loop that hides nothing.
 
-    python examples/train.py                                   # narrow networks on scenes of digits, made on the fly
-    python examples/train.py VOC2012 --init vgg16.pth          # the published widths on a folder in VOC's layout
+    python examples/train.py                             # scenes of digits; a narrow classifier of digits comes first
+    python examples/train.py VOC2012 --init vgg16.pth    # the published widths, on a folder in VOC's layout
 
 `fcn-kernels train` does the same with batches, mixed precision, several processes and exact resuming.
 """
@@ -9,13 +9,21 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 import torch
 
 from fcn_kernels import images, models, story, training
 
-NARROW = {"blocks": (1, 1, 2, 2, 2), "channels": (16, 32, 48, 64, 96), "hidden": 128, "dropout": 0.0}
+NARROW = {
+    "blocks": (1, 1, 2, 2, 2),
+    "channels": (16, 32, 48, 64, 96),
+    "hidden": 128,
+    "fc6_kernel": 3,
+    "padding": 24,
+    "dropout": 0.0,
+}
 
 
 class Digits(story.Scenes):
@@ -45,16 +53,22 @@ def main() -> None:
     options = NARROW if args.narrow or args.data is None else {}
 
     torch.manual_seed(0)
+    classifier = None
+    if args.init is not None:
+        classifier = torch.load(args.init, weights_only=True)
+    elif args.data is None:
+        settings = dataclasses.replace(story.QUICK, classifier_steps=min(story.QUICK.classifier_steps, args.steps))
+        classifier = story.train_classifier(settings, 0, lambda what, step, steps, loss: None)
     coarser = None
     for make in (models.FCN32s, models.FCN16s, models.FCN8s):
         # The new score layers start at zero, everything else with what was learned before.
         model = make(len(names), **options)
         if coarser is not None:
             models.copy_from_coarser(model, coarser)
-        elif args.init is not None:
-            models.copy_from_classifier(model, torch.load(args.init, weights_only=True))
+        elif classifier is not None:
+            models.copy_from_classifier(model, classifier)
         else:
-            initialize(model)
+            initialize(model)  # learns, but needs far more steps
 
         optimizer = torch.optim.Adam(model.parameters(), args.lr)
         order = torch.randperm(len(train)).tolist()
@@ -76,7 +90,7 @@ def main() -> None:
 
 
 def initialize(model: torch.nn.Module) -> None:
-    """Without a classifier to start from: variances that ReLU keeps (He et al., 2015), except for the scores' zeros."""
+    """Variances that ReLU keeps (He et al., 2015), except for the scores, which start at zero."""
     for name, layer in model.named_modules():
         if isinstance(layer, torch.nn.Conv2d) and not name.startswith("score"):
             torch.nn.init.kaiming_normal_(layer.weight)

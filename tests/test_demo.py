@@ -172,6 +172,18 @@ def test_goals() -> None:
     assert "4.9x" in complaints(4.9, seed(0.3, 0.5, 0.7))[0]
 
 
+def test_the_committed_results_reach_the_goals_and_are_those_of_the_text() -> None:
+    root = Path(__file__).parent.parent
+    results = json.loads((root / "benchmarks" / "results" / "story.json").read_text())
+    assert len(results["seeds"]) == 3
+    assert demo.missed(results) == []
+    for page in ("README.md", "docs/fcn.md"):
+        text = (root / page).read_text(encoding="utf-8")
+        for name, title in demo.TITLES.items():
+            scores = ", ".join(f"{100 * seed[name]['mean_iu']:.1f}" for seed in results["seeds"].values())
+            assert f"| {title} | {scores} |" in text
+
+
 def test_a_missed_goal_is_the_exit_status_of_the_long_version(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
