@@ -194,8 +194,23 @@ def test_a_run_whose_upsampling_became_a_learned_one_resumes(tmp_path: Path) -> 
     training.Trainer(network(), Scenes(), MEAN, checkpoint=tmp_path / "fixed.pt").run(1)
     with pytest.raises(ValueError, match="was trained with a fixed upscore2, not with a dense one"):
         training.Trainer(learned(network()), Scenes(), MEAN, checkpoint=tmp_path / "fixed.pt")
-    with pytest.raises(RuntimeError, match="upscore16"):
-        training.Trainer(models.FCN16s(2, **TINY), Scenes(), MEAN, checkpoint=tmp_path / "fixed.pt")
+
+
+def test_what_cannot_be_resumed_is_a_sentence(tmp_path: Path) -> None:
+    file = tmp_path / "c.pt"
+
+    def resume(model: models.FCN) -> None:
+        training.Trainer(model, Scenes(), MEAN, checkpoint=file)
+
+    training.Trainer(network(), Scenes(), MEAN, checkpoint=file).run(1)
+    with pytest.raises(ValueError, match=r"c\.pt is of another network: .*upscore16"):
+        resume(models.FCN16s(2, **TINY))
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"c\.pt: not a readable checkpoint"):
+        resume(network())
+    models.save_checkpoint(network().state_dict(), file)
+    with pytest.raises(ValueError, match=r"no training can be resumed from .*c\.pt: it lacks seed, step, optimizer"):
+        resume(network())
 
 
 def test_a_checkpoint_tells_what_network_it_is_of(tmp_path: Path) -> None:
@@ -212,7 +227,7 @@ def test_a_checkpoint_tells_what_network_it_is_of(tmp_path: Path) -> None:
     assert models.describe(unet) == {"name": "unet"}
     with pytest.raises(ValueError, match="3 classes, got 2 names"):
         models.describe(unet, class_names=("a", "b"))
-    with pytest.raises(ValueError, match="preprocessing must be 'caffe' or 'torchvision', got 'cafe'"):
+    with pytest.raises(ValueError, match="preprocessing must be one of caffe, torchvision, got 'cafe'"):
         models.describe(unet, preprocessing="cafe")
     with pytest.raises(ValueError, match="Linear is none of the networks known here"):
         models.describe(nn.Linear(1, 1))

@@ -13,11 +13,6 @@ from torch import Tensor
 
 from fcn_kernels import images, models
 
-TRANSFORMS: dict[str, Callable[[Tensor], Tensor]] = {
-    "caffe": models.caffe_transform,
-    "torchvision": models.torchvision_transform,
-}
-
 LEGEND = "legend.png"
 
 
@@ -31,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--padding", type=int, help="of the first convolution (default: the checkpoint's, or 100)")
     parser.add_argument(
         "--preprocessing",
-        choices=TRANSFORMS,
+        choices=models.TRANSFORMS,
         help="what the weights expect (default: the checkpoint's; or torchvision for GoogLeNet, U-Net, else caffe)",
     )
     parser.add_argument("--names", type=Path, help="a text file with a class name on each line, for the legend")
@@ -94,7 +89,7 @@ def prepare(args: argparse.Namespace) -> tuple[models.FCN | models.UNet, Callabl
         raise ValueError(f"a palette PNG holds 256 classes, the network has {model.num_classes}")
     models.load_checkpoint(model, state)
     usual = "torchvision" if isinstance(model, (models.FCNGoogLeNet, models.UNet)) else "caffe"
-    transform = TRANSFORMS[args.preprocessing or about.get("preprocessing", usual)]
+    transform = models.TRANSFORMS[args.preprocessing or about.get("preprocessing", usual)]
     names = about.get("class_names")
     if args.names is not None:
         names = args.names.read_text(encoding="utf-8").splitlines()

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--learn-upsampling", choices=("depthwise", "dense"), help="of the 2x stages (default: fixed)")
     parser.add_argument(
         "--transform",
-        choices=("caffe", "torchvision"),
+        choices=models.TRANSFORMS,
         help="what --init expects (default: caffe; torchvision for unet)",
     )
     parser.add_argument("--bf16", action="store_true", help="mixed precision")
@@ -71,7 +71,7 @@ def _train(args: argparse.Namespace, device: torch.device, first: bool) -> None:
         raise ValueError("unet starts from no other network: it must be the only stage, without --init")
     usual = "torchvision" if alone else "caffe"
     preprocessing = args.transform or usual
-    transform = getattr(models, f"{preprocessing}_transform")
+    transform = models.TRANSFORMS[preprocessing]
     names = None if args.names is None else args.names.read_text(encoding="utf-8").splitlines()
     if names is None and args.classes == len(images.VOC_CLASSES):
         names = images.VOC_CLASSES

@@ -4,7 +4,7 @@ from .backbones import VGG, AlexNet, GoogLeNet, alexnet, googlenet, vgg11, vgg13
 from .convolutionalize import Convolutionalized, convolutionalize
 from .fcn import FCN, FCN8s, FCN8sAtOnce, FCN16s, FCN32s, FCNAlexNet, FCNGoogLeNet, Upscore
 from .tiles import predict_tiles
-from .transforms import caffe_transform, torchvision_transform
+from .transforms import TRANSFORMS, caffe_transform, torchvision_transform
 from .unet import UNet
 from .weights import (
     NETWORKS,
@@ -21,6 +21,7 @@ from .weights import (
 __all__ = [
     "FCN",
     "NETWORKS",
+    "TRANSFORMS",
     "VGG",
     "AlexNet",
     "Convolutionalized",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import torch
 from torch import Tensor
 
-__all__ = ["caffe_transform", "torchvision_transform"]
+__all__ = ["TRANSFORMS", "caffe_transform", "torchvision_transform"]
 
 
 def _rgb(name: str, image: Tensor) -> Tensor:
@@ -27,3 +29,7 @@ def torchvision_transform(image: Tensor) -> Tensor:
     mean = torch.tensor((0.485, 0.456, 0.406), device=image.device).view(3, 1, 1)
     std = torch.tensor((0.229, 0.224, 0.225), device=image.device).view(3, 1, 1)
     return (_rgb("torchvision_transform", image) / 255 - mean) / std
+
+
+# By the names that checkpoints and commands use.
+TRANSFORMS: Mapping[str, Callable[[Tensor], Tensor]] = {"caffe": caffe_transform, "torchvision": torchvision_transform}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .._files import replacing
 from .fcn import FCN, FCN8s, FCN8sAtOnce, FCN16s, FCN32s, FCNAlexNet, FCNGoogLeNet, Upscore
+from .transforms import TRANSFORMS
 from .unet import UNet
 
 __all__ = [
@@ -190,7 +191,7 @@ def describe(
 
     Args:
         model: of a class in `NETWORKS`.
-        preprocessing: "caffe" or "torchvision": the transform of the images that it was trained on.
+        preprocessing: a key of `TRANSFORMS`: what the images went through that it was trained on.
         class_names: a name for each class.
 
     Returns:
@@ -203,8 +204,8 @@ def describe(
     name = next((names[cls] for cls in type(model).__mro__ if cls in names), None)
     if name is None:
         raise ValueError(f"describe: {type(model).__name__} is none of the networks known here ({', '.join(NETWORKS)})")
-    if preprocessing not in (None, "caffe", "torchvision"):
-        raise ValueError(f"describe: preprocessing must be 'caffe' or 'torchvision', got {preprocessing!r}")
+    if preprocessing is not None and preprocessing not in TRANSFORMS:
+        raise ValueError(f"describe: preprocessing must be one of {', '.join(TRANSFORMS)}, got {preprocessing!r}")
     about: dict[str, object] = {"name": name}
     if hasattr(model, "conv1_1"):
         about["padding"] = model.conv1_1.padding[0]

@@ -15,7 +15,7 @@ from .. import evaluation
 from ..evaluation import Metrics
 from ..models.fcn import FCN, Upscore
 from ..models.unet import UNet
-from ..models.weights import NETWORKS, describe, save_checkpoint
+from ..models.weights import NETWORKS, describe, read_checkpoint, save_checkpoint
 from .recipes import Recipe, parameter_groups
 
 IGNORE = 255
@@ -40,8 +40,8 @@ class Trainer:
             ``models.describe(model)``, which does not know the preprocessing and the names of the classes.
 
     Raises:
-        ValueError: an empty dataset, or a checkpoint of another seed or upsampling.
-        RuntimeError: a checkpoint of another network.
+        ValueError: an empty dataset, or a checkpoint that is broken, without a training's state, or of another seed,
+            upsampling or network.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Trainer:
         torch.manual_seed(seed + self.rank)
         state = None
         if self.checkpoint is not None and self.checkpoint.exists():
-            state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
+            state = read_checkpoint(self.checkpoint)
             self._load_model(state)  # first: it may turn a buffer into a parameter
         self.optimizer = torch.optim.SGD(parameter_groups(model, recipe), lr=recipe.lr, momentum=recipe.momentum)
         if state is not None:
@@ -170,6 +170,12 @@ class Trainer:
 
     def _load_model(self, state: Mapping) -> None:
         """The network of a checkpoint. Where it learned an upsampling that is fixed here, it is learned here too."""
+        needed = ("seed", "step", "optimizer", "model_state_dict", "upsampling", "random", "device_random")
+        lacking = [key for key in needed if key not in state]
+        if lacking:
+            raise ValueError(
+                f"Trainer: no training can be resumed from {self.checkpoint}: it lacks {', '.join(lacking)}"
+            )
         if state["seed"] != self.seed:
             raise ValueError(f"Trainer: {self.checkpoint} was trained with seed {state['seed']}, not {self.seed}")
         for name, layer in self._upscores().items():
@@ -180,7 +186,11 @@ class Trainer:
                 )
             if kind != layer.upsampling:
                 layer.become(kind, state["model_state_dict"][f"{name}.weight"])
-        self.model.load_state_dict(state["model_state_dict"])
+        try:
+            self.model.load_state_dict(state["model_state_dict"])
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"Trainer: {self.checkpoint} is of another network: {reason}") from error
 
     def _resume(self, state: Mapping) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
