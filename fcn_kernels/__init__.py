@@ -1,5 +1,7 @@
 """Fused operators for fully convolutional segmentation: heads without full-resolution logits."""
 
+from typing import Any as _Any
+
 from . import nn
 from ._library import load_extension as _load_extension
 from .backends import register_triton as _register_triton
@@ -27,6 +29,7 @@ __all__ = [
     "CoordinateMap",
     "Sampling",
     "check_labels",
+    "compile_pass",
     "conv_transpose_add",
     "conv_transpose_concat",
     "fuse",
@@ -50,3 +53,11 @@ __all__ = [
 
 _load_extension()
 _register_triton()
+
+
+def __getattr__(name: str) -> _Any:
+    if name == "compile_pass":  # on demand: it imports torch's compiler
+        from .inductor import compile_pass
+
+        return compile_pass
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
