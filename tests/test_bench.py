@@ -80,6 +80,19 @@ def test_regimes_reach_the_environment_alone(monkeypatch):
 # --- rivals and inputs ---
 
 
+@pytest.mark.skipif(not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()), reason="no MKL")
+def test_an_instruction_set_restricts_the_libraries_of_the_rivals():
+    """MKL and oneDNN say what they use when their verbose variable is set."""
+    code = """import torch
+torch.mm(torch.ones(64, 64), torch.ones(64, 64))
+torch.conv2d(torch.ones(4, 16, 64, 64), torch.ones(16, 16, 3, 3))"""
+    env = measure.environment("default", 1, "avx2") | {"MKL_VERBOSE": "1", "ONEDNN_VERBOSE": "1"}
+    said = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout
+    assert "MKL_VERBOSE SGEMM" in said, said
+    assert "cpu,isa:" in said, said
+    assert "avx512" not in said.lower().replace("-", ""), said
+
+
 @pytest.mark.parametrize("stride", [2, 4, 8])
 @pytest.mark.parametrize("offset", [0, 1, 5])
 def test_formulations_are_the_cropped_deconvolution(stride, offset):

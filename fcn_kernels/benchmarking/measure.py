@@ -28,8 +28,13 @@ REGIMES: dict[str, dict[str, str]] = {
 }
 
 
-# Our names of instruction sets, and what torch calls the same.
-INSTRUCTION_SETS = {"baseline": "default", "avx2": "avx2", "avx512": "avx512"}
+# Our names of instruction sets, and what torch's own kernels, MKL (matrix products) and oneDNN (convolutions) obey:
+# each looks at the processor for itself.
+INSTRUCTION_SETS = {
+    "baseline": {"ATEN_CPU_CAPABILITY": "default", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2", "ONEDNN_MAX_CPU_ISA": "SSE41"},
+    "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2"},
+    "avx512": {"ATEN_CPU_CAPABILITY": "avx512"},
+}
 
 
 def environment(regime: str, threads: int | None = None, instruction_set: str | None = None) -> dict[str, str]:
@@ -38,12 +43,12 @@ def environment(regime: str, threads: int | None = None, instruction_set: str | 
     if threads is not None:
         env["OMP_NUM_THREADS"] = str(threads)
     if instruction_set is not None:
-        env["ATEN_CPU_CAPABILITY"] = INSTRUCTION_SETS[instruction_set]
+        env |= INSTRUCTION_SETS[instruction_set]
     return env
 
 
 def restrict(instruction_set: str) -> None:
-    """Fused kernels and torch.compile use no more than this; torch's own kernels obey `environment`."""
+    """Fused kernels and torch.compile use no more than this; torch's own kernels and libraries obey `environment`."""
     import torch._inductor.config
 
     from fcn_kernels import _C
