@@ -3,6 +3,9 @@
 #   make story    its long version: three seeds, goals, figures and results for the README (tens of minutes)
 #   make test     the test suite
 #   make integrations   the tests with other people's libraries, which it installs
+#   make fuzz     1000 drawn calls of every operator against the reference, always others
+#   make sanitize the kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer (an hour)
+#   make coverage line coverage of the Python part and of csrc/cpu
 #   make bench    the main job in full, every workload with its goal (about ten minutes)
 #   make suites   the pytest-benchmark suites
 #   make lint     ruff and clang-format
@@ -22,7 +25,7 @@ BUILD := $(shell nvidia-smi -L 2>/dev/null | grep -q GPU && echo auto || echo cp
 INSTALLED := $(VENV)/.installed-$(BUILD)
 SOURCES := $(wildcard csrc/* csrc/cpu/* csrc/cuda/*) setup.py build_kernels.py pyproject.toml
 
-.PHONY: demo story test integrations bench suites lint format cuda clean
+.PHONY: demo story test fuzz sanitize coverage integrations bench suites lint format cuda clean
 
 demo: $(INSTALLED)
 	$(BIN)/fcn-kernels demo --out build/demo $(ARGS)
@@ -35,6 +38,17 @@ story: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest $(ARGS)
+
+fuzz: $(INSTALLED)
+	$(BIN)/python -m pytest tests/test_differential.py --hypothesis-profile=fuzz -q $(ARGS)
+	$(BIN)/python -m pytest tests/test_guard_pages.py --hypothesis-profile=fuzz -q $(ARGS)
+
+sanitize: $(INSTALLED)
+	$(BIN)/python tests/instrumented.py address -q $(ARGS)
+	$(BIN)/python tests/instrumented.py thread -q $(ARGS)
+
+coverage: $(INSTALLED)
+	$(BIN)/python tests/instrumented.py coverage -q $(ARGS)
 
 integrations: $(VENV)/.libraries
 	$(BIN)/python -m pytest tests/test_fusion.py tests/test_integration_*.py $(ARGS)

@@ -41,14 +41,37 @@ inline std::string shape_of(const Tensor& t) {
   return s.str();
 }
 
+constexpr int64_t kLargestSize = (int64_t{1} << 31) - 1;
+constexpr int64_t kLargestPosition = int64_t{1} << 62;
+
+// a * b + c for numbers that are not negative, or kLargestPosition where that is larger.
+inline int64_t bounded(int64_t a, int64_t b, int64_t c) {
+  int64_t product, sum;
+  if (__builtin_mul_overflow(a, b, &product) || __builtin_add_overflow(product, c, &sum)) return kLargestPosition;
+  return sum < kLargestPosition ? sum : kLargestPosition;
+}
+
 inline Sampling checked_sampling(const char* op, const std::vector<int64_t>& encoded) {
   check(encoded.size() == kSamplingLength, op, "sampling has ", encoded.size(), " integers, expected ",
         kSamplingLength);
   const Sampling s = decode_sampling(encoded);
   for (const Axis& a : {s.rows, s.cols}) {
     check(a.in > 0 && a.out > 0 && a.den > 0 && a.num >= 0, op, "sampling must have positive sizes and denominators");
+    check(a.in <= kLargestSize && a.out <= kLargestSize, op, "sampling of ", a.in, " to ", a.out,
+          " pixels, expected at most ", kLargestSize);
+    check(a.off > -kLargestPosition && bounded(a.num, a.out, a.off < 0 ? -a.off : a.off) < kLargestPosition &&
+              bounded(a.den, a.in + 2, 0) < kLargestPosition,
+          op, "sampling at (", a.num, " o + ", a.off, ") / ", a.den, " overflows 64-bit positions");
   }
   return s;
+}
+
+inline bool same_sizes(const Tensor& a, const Tensor& b) {
+  if (a.dim() != b.dim()) return false;
+  for (int64_t d = 0; d < a.dim(); ++d) {
+    if (a.size(d) != b.size(d)) return false;
+  }
+  return true;
 }
 
 inline void check_image(const char* op, const char* name, const Tensor& t, int64_t height, int64_t width) {

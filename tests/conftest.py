@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -15,12 +16,18 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from hypothesis import settings
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before triton is imported: its kernels then run on CPU tensors
 
 import fcn_kernels
 from fcn_kernels import backends
+
+# Hypothesis: the same few cases in every run of the suite; `make fuzz` draws many, always others.
+settings.register_profile("suite", max_examples=20, derandomize=True, database=None, deadline=None)
+settings.register_profile("fuzz", max_examples=1000, deadline=None, print_blob=True)
+settings.load_profile("suite")
 
 # The images are tiny, and threads would wait for each other only; test_determinism.py varies their number.
 torch.set_num_threads(1)
@@ -52,6 +59,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         found = [b for b in serving(metafunc.module.OPERATOR) if fixture == "any_backend" or not b.interpreted]
         ids = [b.name if b.device == "cpu" else f"{b.name}-{b.device}" for b in found]
         metafunc.parametrize(fixture, found, ids=ids, indirect=True)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How many drawn calls were compared with the reference."""
+    strategies = sys.modules.get("strategies")
+    if strategies is not None:
+        tried = strategies.tried
+        terminalreporter.write_line(
+            f"{tried.total()} drawn calls of {len(tried)} operators compared with the reference"
+        )
 
 
 @pytest.fixture

@@ -83,6 +83,21 @@ def test_weight_zero_is_not_read(backend: Backend) -> None:
     assert fk.upsample(x, (5, 5)).isnan().sum() == 1
 
 
+@pytest.mark.parametrize("width", [5, 70])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_infinity_is_not_multiplied_by_zero(backend: Backend, layout: str, width: int) -> None:
+    """Where an output lies on an input row or column it is that input, infinities included."""
+    x = torch.randn(1, 2, 4, width, device=backend.device)
+    x[0, 0, 1, 2], x[0, 1, 3, 0] = torch.inf, -torch.inf
+    x = LAYOUTS[layout](x)
+    assert fk.upsample(x, (4, width)).equal(x)
+    assert fk.upsample_sigmoid(x, (4, width)).isfinite().all()
+    assert fk.upsample_add(x, torch.ones_like(x), (4, width)).equal(x + 1)
+    doubled = fk.upsample(x, Sampling.interpolate((4, width), (7, 2 * width - 1), align_corners=True))
+    assert doubled[:, :, ::2, ::2].equal(x)
+    assert not doubled.isnan().any()
+
+
 @pytest.mark.parametrize("sampling", **parametrized(FEW_SAMPLINGS))
 def test_adjoint_identity(backend: Backend, sampling: Sampling) -> None:
     x = torch.randn(2, 3, *sampling.input_size, dtype=torch.float64, device=backend.device, requires_grad=True)

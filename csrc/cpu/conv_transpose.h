@@ -5,9 +5,8 @@
 
 namespace fcn {
 
-using Bytes = std::unique_ptr<char[]>;
-
-inline Bytes bytes(int64_t count) { return Bytes(count > 0 ? new char[count] : nullptr); }
+// The packed weights have a part for every phase of the stride; with this bound no size of theirs overflows.
+constexpr int64_t kLargestStride = int64_t{1} << 16;
 
 // What both directions check: `y` is the output, or the gradient that arrives there.
 inline ConvTransposeArgs conv_transpose_arguments(const char* op, const Tensor& x, const Tensor& weight,
@@ -21,10 +20,13 @@ inline ConvTransposeArgs conv_transpose_arguments(const char* op, const Tensor& 
         " channels and weight ", weight.size(0), ", with groups = ", groups);
   check(x.size(2) > 0 && x.size(3) > 0, op, "x must have pixels, got shape ", shape_of(x));
   check(stride.size() == 2 && stride[0] > 0 && stride[1] > 0, op, "stride must be two positive integers");
+  check(stride[0] <= kLargestStride && stride[1] <= kLargestStride, op, "stride must be at most ", kLargestStride);
+  check(x.size(2) <= kLargestSize && x.size(3) <= kLargestSize, op, "x has ", x.size(2), " x ", x.size(3),
+        " pixels, expected at most ", kLargestSize, " each way");
   const int64_t full_h = (x.size(2) - 1) * stride[0] + weight.size(2);
   const int64_t full_w = (x.size(3) - 1) * stride[1] + weight.size(3);
   check(offset.size() == 2 && offset[0] >= 0 && offset[1] >= 0 && height > 0 && width > 0 &&
-            offset[0] + height <= full_h && offset[1] + width <= full_w,
+            offset[0] <= full_h - height && offset[1] <= full_w - width,
         op, "the crop of ", height, " x ", width, " leaves the transposed convolution of ", full_h, " x ", full_w);
   ConvTransposeArgs args{};
   args.x = image_of(op, x);

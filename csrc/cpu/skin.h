@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <memory>
+#include <new>
 #include <type_traits>
 
 #include "../checks.h"
@@ -55,8 +56,8 @@ inline Image image_of(const char* op, const Tensor& t) {
 // The window of height x width at `offset`.
 inline Image window_of(const char* op, const char* name, const Tensor& t, const std::vector<int64_t>& offset,
                        int64_t height, int64_t width) {
-  check(offset.size() == 2 && offset[0] >= 0 && offset[1] >= 0 && offset[0] + height <= t.size(2) &&
-            offset[1] + width <= t.size(3),
+  check(offset.size() == 2 && offset[0] >= 0 && offset[1] >= 0 && offset[0] <= t.size(2) - height &&
+            offset[1] <= t.size(3) - width,
         op, "the window of ", height, " x ", width, " leaves the ", name, " of ", t.size(2), " x ", t.size(3));
   Image image = image_of(op, t);
   image.data = static_cast<char*>(image.data) +
@@ -74,6 +75,17 @@ inline int64_t units_together(int64_t units) {
   return std::max<int64_t>(1, units / (kPartsPerThread * torch::stable::get_num_threads()));
 }
 
+using Bytes = std::unique_ptr<char[]>;
+
+// Memory for `count` items of `size` bytes, as torch's allocator would refuse it.
+inline Bytes bytes(int64_t count, int64_t size = 1) {
+  int64_t total;
+  char* memory = nullptr;
+  if (!__builtin_mul_overflow(count, size, &total)) memory = new (std::nothrow) char[total];
+  if (memory == nullptr) fail("fcn_kernels", "not enough memory: ", count, " x ", size, " bytes of scratch");
+  return Bytes(memory);
+}
+
 // Calls run(unit, scratch) or run(unit, scratch, worker) for every unit in [0, units) on torch's thread pool. Workers
 // take units as they become free; a unit's result does not depend on its worker.
 template <typename Run>
@@ -81,7 +93,7 @@ void for_each_unit(int64_t units, int64_t scratch_bytes, const Run& run) {
   if (units <= 0) return;
   const int64_t workers = worker_count(units);
   const int64_t stride = (scratch_bytes + 127) / 64 * 64;
-  const std::unique_ptr<char[]> memory(new char[workers * stride + 64]);
+  const Bytes memory = bytes(workers * stride + 64);
   char* base = memory.get() + (64 - reinterpret_cast<uintptr_t>(memory.get()) % 64) % 64;
   std::atomic<int64_t> next{0};
   torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {

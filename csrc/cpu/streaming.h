@@ -23,7 +23,7 @@ inline Tensor adjoint(const char* op, const Tensor& grad_any, const std::vector<
   if (function_any) {
     function = *function_any;
     check_image(op, "output", function, rows.out, cols.out);
-    check(function.scalar_type() == grad.scalar_type() && function.numel() == grad.numel(), op,
+    check(function.scalar_type() == grad.scalar_type() && same_sizes(function, grad), op,
           "grad and output must have the same shape and dtype");
     const bool softmax = through != Through::kSigmoid;
     args.pixelwise = args.pixelwise && is_channels_last(function) && !softmax;

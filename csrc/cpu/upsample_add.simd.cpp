@@ -29,6 +29,7 @@ class Upsample {
     } else {
       blocks_ = arena_.take<PlaneBlock<T>>(g_.columns.count / L);
       line_ = arena_.take<In>(g_.out_width + L);
+      zeros_ = arena_.take<T>(g_.out_width);
       // Odd numbers of cache lines, so that equal columns of the rows in turn do not meet in one cache set.
       for (Wide& wide : wide_) wide.row = arena_.take<T>((g_.out_width + L + 15) / 16 * 16 + 16);
     }
@@ -42,6 +43,7 @@ class Upsample {
       return pixels(chunk.item, chunk.begin, chunk.end);
     }
     block_count_ = make_overlapping_blocks<T>(g_, blocks_);
+    memset(zeros_, 0, g_.out_width * sizeof(T));
     const PlaneRun run = plane_run(unit, args_.x, g_, g_.band_count);
     for (int64_t p = run.begin; p < run.end; ++p) {
       plane(p / args_.x.channels, p % args_.x.channels, run.rows_begin, run.rows_end);
@@ -157,7 +159,7 @@ class Upsample {
   template <bool Add, bool Sigmoid>
   FCN_INLINE void blend(const T* top, const T* bottom, T fy, In* out, const In* skip) const {
     const int64_t width = g_.out_width;
-    if (fy == T(0)) bottom = top;
+    if (fy == T(0)) bottom = zeros_;  // zero times infinity is NaN
     if (width < L) return blend_sparse(top, bottom, fy, out, skip);
     const V f = broadcast(fy), g = broadcast(T(1) - fy), scale = broadcast(scale_);
     int64_t i = 0;
@@ -176,7 +178,7 @@ class Upsample {
 
   // The same where skip is not dense, or the row shorter than a vector.
   FCN_NOINLINE void blend_sparse(const T* top, const T* bottom, T fy, In* out, const In* skip) const {
-    if (fy == T(0)) bottom = top;
+    if (fy == T(0)) bottom = zeros_;
     for (int64_t i = 0; i < g_.out_width; ++i) {
       T v = (T(1) - fy) * top[i] + fy * bottom[i];
       if (args_.skip.data) v += scale_ * (T)to_arithmetic(skip[i * args_.skip.stride_w]);
@@ -271,7 +273,7 @@ class Upsample {
   PlaneBlock<T>* blocks_;
   Wide wide_[2];
   const In* plane_;
-  T *top_, *bottom_, *blend_, *logits_;
+  T *top_, *bottom_, *blend_, *logits_, *zeros_;
   In* line_;
 };
 

@@ -135,7 +135,7 @@ Tensor upsample_binary_cross_entropy_backward(const Tensor& grad, const Tensor& 
                                               std::optional<int64_t> ignore_index) {
   Call call(x, target, pos_weight, sampling, ignore_index);
   check_image(kName, "grad", grad, call.sampling.rows.out, call.sampling.cols.out);
-  check(grad.scalar_type() == call.dtype && grad.numel() == target.numel(), kName,
+  check(grad.scalar_type() == call.dtype && same_sizes(grad, target), kName,
         "grad must have one value per pixel, in the loss's dtype");
   call.args.pixel_grad = image_of(kName, grad);
   const Tensor gradient = call.want_gradient(x);

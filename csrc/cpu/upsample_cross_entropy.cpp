@@ -118,7 +118,7 @@ Tensor upsample_cross_entropy_backward(const Tensor& grad_any, const Tensor& x, 
   Call call(x, target, weight, sampling, ignore_index, label_smoothing);
   const Tensor grad = torch::stable::contiguous(grad_any), lse = torch::stable::contiguous(lse_any);
   for (const Tensor* t : {&grad, &lse}) {
-    check(t->scalar_type() == call.dtype && t->numel() == call.target.numel(), kName,
+    check(t->scalar_type() == call.dtype && same_sizes(*t, call.target), kName,
           "grad and lse must have one value per pixel, in the loss's dtype");
   }
   call.args.pixel_grad = grad.const_data_ptr();

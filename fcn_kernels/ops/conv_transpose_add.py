@@ -26,6 +26,8 @@ from ._fakes import empty_image
 from .upsample import upsample
 from .upsample_add import window_gradient
 
+_LARGEST_STRIDE = 2**16  # csrc/cpu/conv_transpose.h says why
+
 define(
     "conv_transpose_add(Tensor x, Tensor weight, Tensor? skip, SymInt[] stride, SymInt groups, SymInt[] offset,"
     " SymInt[] output_size, SymInt[] skip_offset, float skip_scale) -> Tensor",
@@ -105,6 +107,8 @@ def check_conv_transpose(
 ) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
     """A transposed convolution and a crop that lies inside its output: stride, offset and size of the crop as pairs."""
     sy, sx = check_pair(op, "stride", stride, 1)
+    if sy > _LARGEST_STRIDE or sx > _LARGEST_STRIDE:
+        raise ValueError(f"{op}: stride must be at most {_LARGEST_STRIDE}, got {stride!r}")
     if check_index(op, "groups", groups) < 1:
         raise ValueError(f"{op}: groups must be at least 1, got {groups}")
     if weight.shape[0] != x.shape[1] or x.shape[1] % groups != 0:
@@ -208,8 +212,8 @@ def conv_transpose_add(
 
     Raises:
         TypeError: a tensor is not floating, or the dtypes differ.
-        ValueError: wrong rank, batch or channels, another device, a stride or groups below 1, channels that groups does
-            not divide, a crop or a window that leaves its tensor, a factor that is not finite.
+        ValueError: wrong rank, batch or channels, another device, a stride or groups below 1, a stride above 65536,
+            channels that groups does not divide, a crop or a window that leaves its tensor, a factor not finite.
     """
     op = "conv_transpose_add"
     check_image(op, "x", x)

@@ -105,8 +105,8 @@ def conv_transpose_concat(
 
     Raises:
         TypeError: a tensor is not floating, or the dtypes differ.
-        ValueError: wrong rank, batch or channels, another device, a stride or groups below 1, channels that groups does
-            not divide, a crop or a window that leaves its tensor.
+        ValueError: wrong rank, batch or channels, another device, a stride or groups below 1, a stride above 65536,
+            channels that groups does not divide, a crop or a window that leaves its tensor.
     """
     op = "conv_transpose_concat"
     check_image(op, "x", x)
