@@ -7,6 +7,8 @@
 #   make sanitize the kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer (an hour)
 #   make coverage line coverage of the Python part and of csrc/cpu
 #   make bench    the main job in full, every workload with its goal (about ten minutes)
+#   make bench-check    whether ratios to the rivals are still those of the committed results (a minute)
+#   make report   tables and pictures of README.md and docs/ from the committed results
 #   make suites   the pytest-benchmark suites
 #   make lint     ruff and clang-format
 #   make format   what ruff and clang-format can mend
@@ -25,7 +27,7 @@ BUILD := $(shell nvidia-smi -L 2>/dev/null | grep -q GPU && echo auto || echo cp
 INSTALLED := $(VENV)/.installed-$(BUILD)
 SOURCES := $(wildcard csrc/* csrc/cpu/* csrc/cuda/*) setup.py build_kernels.py pyproject.toml
 
-.PHONY: demo story test fuzz sanitize coverage integrations bench suites lint format cuda clean
+.PHONY: demo story test fuzz sanitize coverage integrations bench bench-check report suites lint format cuda clean
 
 demo: $(INSTALLED)
 	$(BIN)/fcn-kernels demo --out build/demo $(ARGS)
@@ -55,6 +57,12 @@ integrations: $(VENV)/.libraries
 
 bench: $(INSTALLED)
 	$(BIN)/fcn-kernels bench $(ARGS)
+
+bench-check: $(INSTALLED)
+	$(BIN)/python -m benchmarks.check $(ARGS)
+
+report: $(INSTALLED)
+	$(BIN)/python -m benchmarks.report
 
 suites: $(INSTALLED)
 	$(BIN)/python -m pytest benchmarks $(ARGS)

@@ -1,6 +1,6 @@
 """Looks for cliffs: every operator over classes, sides and strides, as time per output value.
 
-    python benchmarks/sweep.py --json FILE --plot FILE.png       # about ten minutes
+    python benchmarks/sweep.py --instruction-set avx2 --json benchmarks/results/sweep-avx2.json    # about ten minutes
     python benchmarks/sweep.py --only upsample_softmax score_softmax
 
 One line per operator x axis x number of threads: the largest ratio between neighbouring sizes, and where it stands.
@@ -224,31 +224,6 @@ def worst_step(line: dict) -> tuple[float, float, float]:
     return max(steps)
 
 
-def plot(lines: list[dict], file: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    axes = list(VALUES)
-    figure, panels = plt.subplots(1, len(axes), figsize=(15, 6), sharey=True)
-    styles = ["-", "--", ":", "-."]
-    for panel, axis in zip(panels, axes, strict=True):
-        for i, name in enumerate(OPERATORS):
-            for line in lines:
-                if (line["operator"], line["axis"], line["threads"]) == (name, axis, 1):
-                    panel.loglog(
-                        line["values"], line["ns_per_output"], styles[i % 4], lw=1.3, color=f"C{i % 10}", label=name
-                    )
-        panel.set_xlabel(axis)
-        panel.grid(True, which="both", alpha=0.25)
-    panels[0].set_ylabel("nanoseconds per output value, one thread")
-    handles = {label: h for p in panels for h, label in zip(*p.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=5, frameon=False)
-    figure.tight_layout(rect=(0, 0.13, 1, 1))
-    figure.savefig(file, dpi=110)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=OPERATORS, default=list(OPERATORS), metavar="OPERATOR")
@@ -256,7 +231,6 @@ def main() -> None:
     parser.add_argument("--instruction-set", choices=measure.INSTRUCTION_SETS)
     parser.add_argument("--seconds", type=float, default=6, help="per line")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--plot", type=Path)
     args = parser.parse_args()
     regime = measure.REGIMES["recycling"]
     if not regime.items() <= os.environ.items():  # it must be there before the process starts
@@ -274,8 +248,6 @@ def main() -> None:
                 print(f"{name:30} {axis:8} {threads} threads: {ratio:5.2f}x between {a:g} and {b:g}{mark}", flush=True)
     if args.json:
         args.json.write_text(json.dumps({"provenance": measure.provenance(), "lines": lines}, indent=1) + "\n")
-    if args.plot:
-        plot(lines, args.plot)
 
 
 if __name__ == "__main__":

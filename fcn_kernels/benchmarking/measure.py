@@ -137,12 +137,27 @@ def waited() -> float | None:
         return None
 
 
-def copy_bandwidth(megabytes: int = 256, seconds: float = 0.5) -> float:
-    """Bytes per second, read and written, of a large copy by torch's threads: what a streaming operator can reach."""
-    source = torch.ones(megabytes << 18)
+def copy_bandwidth(megabytes: float = 256, seconds: float = 0.5) -> float:
+    """Bytes per second, read and written, of a copy that moves so many bytes: what a streaming operator can reach."""
+    source = torch.ones(int(megabytes * 2**17))
     target = torch.empty_like(source)
     timing = interleaved({"copy": lambda: target.copy_(source)}, seconds)["copy"]
     return 2 * source.nbytes / (timing.median / 1e3)
+
+
+def multiply_adds(side: int = 1024, seconds: float = 0.5) -> float:
+    """Multiply-adds per second of a product of float32 matrices: what arithmetic can reach."""
+    a, b = torch.ones(side, side), torch.ones(side, side)
+    return side**3 / (interleaved({"product": lambda: a @ b}, seconds)["product"].median / 1e3)
+
+
+def rates(seconds: float = 0.3) -> dict[str, object]:
+    """What this machine, with these threads, can copy and compute: the two sides of a roofline."""
+    sizes = [2**20, 2**22, 2**24, 2**26, 2**28]
+    return {
+        "copy_bytes_per_second": {str(size): copy_bandwidth(size / 2**20, seconds) for size in sizes},
+        "multiply_adds_per_second": multiply_adds(seconds=seconds),
+    }
 
 
 # --- provenance ---

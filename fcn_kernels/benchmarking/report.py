@@ -92,6 +92,7 @@ class Report:
                     "title": job.title,
                     "roles": {m.name: m.role for m in job.methods},
                     "traffic_bytes": job.traffic,
+                    "operations": job.operations,
                     "milliseconds": timings,
                     "compile_seconds": {m: s for (name, m), s in self.first_calls.items() if name == job.name},
                     "peak_bytes": {m: p for (name, m), p in self.peaks.items() if name == job.name},

@@ -47,6 +47,7 @@ def _softmax(features: int, classes: int, side: int, *, extended: bool = True) -
         goals=(Goal("speed-up", MANY_CLASSES if classes >= 1000 else NEVER_SLOWER, "random"),),
         # reads x and weight, writes the probabilities
         traffic=4 * (features * side * side + classes * features + classes * side * side),
+        operations=features * classes * side * side,
         extended=extended,
     )
 
@@ -81,6 +82,7 @@ def _cross_entropy(features: int, classes: int, side: int, *, extended: bool = T
         goals=(Goal("speed-up", 1.3, "random"),),
         # reads x and weight twice, the labels; writes the gradients of x and weight
         traffic=4 * 3 * (features * side * side + classes * features) + 8 * side * side,
+        operations=3 * features * classes * side * side,  # scores, gradients of x and weight
         full=4 * classes * side * side,
         extended=extended,
     )

@@ -1,10 +1,10 @@
 """A measuring process: one request (JSON) on standard input, one event (JSON) a line on standard output.
 
 A malloc regime must be in the environment from the start, so `fcn-kernels bench` runs one such process per regime.
-Request: {"task": "time" | "memory", "threads", "instruction_set", "seconds",
-"jobs": [{"workload", "methods": [...], "check": bool}]}.
-Events: {"event": "provenance" | "step" | "timing" | "disturbance" | "peak" | "disagreement" | "unavailable" | "done",
-...}; the last one says that nothing is missing.
+Request: {"task": "time" | "memory", "threads", "instruction_set", "seconds", "rates": bool,
+"jobs": [{"workload", "methods": [...], "check": bool, "inputs": [...] or all kinds}]}.
+Events: {"event": "provenance" | "rates" | "step" | "timing" | "disturbance" | "peak" | "disagreement" | "unavailable" |
+"done", ...}; the last one says that nothing is missing.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Sequence
 
 import torch
 
@@ -36,11 +37,11 @@ def methods_for(job: Workload, names: list[str], inputs: str) -> list[Method]:
     return methods
 
 
-def _time(job: Workload, names: list[str], check: bool, seconds: float) -> None:
+def _time(job: Workload, names: list[str], check: bool, seconds: float, kinds: Sequence[str]) -> None:
     calls, where = {}, {}
     if any(job.method(name).compiled for name in names):
         torch._dynamo.reset()
-    for inputs in job.inputs:
+    for inputs in kinds:
         _emit("step", text=f"{job.name}: {inputs} inputs")
         tensors = job.make(inputs)
         agreement = Agreement(job, tensors) if check else None
@@ -107,12 +108,15 @@ def main() -> None:
     if request["instruction_set"] is not None:
         measure.restrict(request["instruction_set"])
     _emit("provenance", **measure.provenance())
+    if request["rates"]:
+        _emit("step", text="rates of the machine")
+        _emit("rates", **measure.rates())
     for entry in request["jobs"]:
         job = workload(entry["workload"])
         if request["task"] == "memory":
             _memory(job, entry["methods"], threads)
         else:
-            _time(job, entry["methods"], entry["check"], request["seconds"])
+            _time(job, entry["methods"], entry["check"], request["seconds"], entry.get("inputs", job.inputs))
     _emit("done")
 
 

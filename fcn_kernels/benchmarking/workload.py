@@ -46,6 +46,7 @@ class Workload:
     goals: tuple[Goal, ...] = ()
     logits: Callable[..., Tensor] | None = None  # for labels: the full-resolution logits that they are the argmax of
     traffic: int = 0  # bytes that the fused operator must move
+    operations: int = 0  # lanes of vector instructions that it must issue, a multiply-add being one; 0: depends on data
     full: int = 0  # bytes of the full-resolution float32 logits, which rivals write and the fused operator does not
     quick: bool = False
     extended: bool = False  # one of a family: run when it is asked for by name, or with --all
@@ -108,6 +109,12 @@ def named(operator: str, classes: int, small: tuple[int, int], large: tuple[int,
     """A name for the command line and a title for the table."""
     geometry = f"{size_text(small)}-{size_text(large)}"
     return f"{operator}-c{classes}-{geometry}", f"C={classes} {geometry.replace('-', ' -> ')}"
+
+
+def progressions(classes: int, small: tuple[int, int], large: tuple[int, int], fixed: int, per_pixel: int) -> int:
+    """Operations on geometric progressions: `fixed` + `per_pixel` * stride for each output row, segment and class."""
+    segments = small[1] + 1
+    return int(classes * large[0] * segments * (fixed + per_pixel * large[1] / small[1]))
 
 
 def as_written(plain: Callable[..., Tensor]) -> tuple[Method, ...]:

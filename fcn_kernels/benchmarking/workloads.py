@@ -28,6 +28,7 @@ from fcn_kernels.benchmarking.workload import (
     as_written,
     labels_for,
     named,
+    progressions,
     random_inputs,
     small_scores,
 )
@@ -80,6 +81,8 @@ def _cross_entropy(
         goals=tuple(goals),
         # reads x, target; writes gradient
         traffic=batch * (2 * itemsize * classes * small[0] * small[1] + 8 * large[0] * large[1]),
+        # two exponentials of 16, seeds and sums of each pixel; gradient: two Horner chains, four corners
+        operations=batch * progressions(classes, small, large, 32 + 12, 2 + 2),
         full=4 * batch * classes * large[0] * large[1],
         quick=quick,
         timed=memory is None,
@@ -157,6 +160,8 @@ def _softmax(
         goals=tuple(Goal("speed-up", speed_up, kind) for kind in ("photograph", "random")) if speed_up else (),
         # reads x; writes probabilities
         traffic=4 * classes * (small[0] * small[1] + large[0] * large[1]),
+        # two exponentials of 16, seeds and sums of each pixel; multiplications, and shuffles into the order of pixels
+        operations=progressions(classes, small, large, 32, 2 + 2 + 3),
         full=4 * classes * large[0] * large[1],
     )
 
@@ -205,6 +210,7 @@ def _add(batch: int, channels: int, *, speed_up: float | None = None, quick: boo
         goals=tuple(goals),
         # reads x, the window of skip; writes y
         traffic=4 * batch * channels * (34 * 34 + 2 * 70 * 70),
+        operations=batch * channels * 70 * (34 + 2 * 70),  # widening a row, blending two and adding
         quick=quick,
     )
 
@@ -248,6 +254,8 @@ def _learned(
         goals=(Goal("speed-up", speed_up, "random"),) if speed_up else (),
         # reads x, skip, the arriving gradient; writes y and the gradients of x and skip
         traffic=4 * channels * (2 * small * small + 4 * size * size),
+        # three products: the output, the gradients of x and weight; four taps read by each output value
+        operations=3 * 4 * channels * channels // groups * size * size,
     )
 
 
@@ -285,6 +293,7 @@ def _unet(channels: int, small: int, fine: int) -> Workload:
         inputs=("random",),
         # reads x (twice), the window of skip and the arriving gradient; writes y and the gradients of x and skip
         traffic=4 * (3 * channels * small**2 + (half + 2 * channels) * size**2 + half * fine**2),
+        operations=3 * channels * half * size**2,  # three products, of one tap
     )
 
 
@@ -359,6 +368,12 @@ def _fcn8s(end: str, *, speed_up: float | None = None, quick: bool = False) -> W
             "cross_entropy": 4 * small + 8 * 250_000,
             "argmax": 2 * small + 8 * 250_000,
             "softmax": 2 * small + 4 * classes * 250_000,
+        }[end],
+        # the last stage, whose window spans 64 segments: see _cross_entropy and _softmax
+        operations={
+            "cross_entropy": progressions(classes, (63, 63), size, 32 + 12, 2 + 2),
+            "argmax": 0,
+            "softmax": progressions(classes, (63, 63), size, 32, 2 + 2 + 3),
         }[end],
         full=4 * classes * 250_000,
         quick=quick,

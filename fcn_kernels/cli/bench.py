@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fcn_kernels.benchmarking import measure, memory
 from fcn_kernels.benchmarking.report import JUDGED, Report, table
+from fcn_kernels.benchmarking.runner import collect, events
 from fcn_kernels.benchmarking.workload import Workload
 from fcn_kernels.benchmarking.workloads import WORKLOADS, select
 
@@ -66,65 +63,6 @@ class _Progress:
             self._bar.close()
 
 
-def _events(request: dict, regime: str) -> Iterator[dict]:
-    """Runs a measuring process and yields its events. Raises RuntimeError, with its last words, if it fails."""
-    command = [sys.executable, "-m", "fcn_kernels.benchmarking.worker"]
-    finished = False
-    with tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen(
-            command,
-            env=measure.environment(regime, request["threads"], request["instruction_set"]),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-        )
-        try:
-            with contextlib.suppress(BrokenPipeError):  # it died early: its exit code and last words follow
-                process.stdin.write(json.dumps(request))
-                process.stdin.close()
-            for line in process.stdout:
-                event = json.loads(line)
-                finished |= event["event"] == "done"
-                yield event
-            code = process.wait()
-        finally:
-            process.kill()
-            process.wait()
-        if not finished:
-            errors.seek(0)
-            words = "\n    ".join(errors.read().strip().splitlines()[-12:])
-            raise RuntimeError(f"the measuring process ended with exit code {code}:\n    {words}")
-
-
-def _collect(report: Report, events: Iterator[dict], regime: str, step: Callable[[str], None]) -> None:
-    at = "the start"
-    try:
-        for event in events:
-            match event.pop("event"):
-                case "step":
-                    at = event["text"]
-                    step(at)
-                case "provenance":
-                    if regime == JUDGED:
-                        report.provenance = event | {"malloc": measure.REGIMES}
-                case "timing":
-                    if "first_call_s" in event:
-                        report.first_calls[event["workload"], event["method"]] = event.pop("first_call_s")
-                    key = (event.pop("workload"), regime, event.pop("inputs"), event.pop("method"))
-                    report.timings[key] = measure.Timing(**event)
-                case "peak":
-                    report.peaks[event["workload"], event["method"]] = event["bytes"]
-                case "disturbance" if regime == JUDGED:
-                    report.disturbance[event["workload"]] = event["share"]
-                case "disagreement":
-                    report.disagreements.append(event)
-                case "unavailable":
-                    report.unavailable.append(event)
-    except RuntimeError as error:
-        report.failures.append(f"{regime} malloc, at {at}: {error}")
-
-
 def _methods(job: Workload, *, compiled: bool) -> list[str]:
     return [m.name for m in job.methods if compiled or not m.compiled]
 
@@ -153,22 +91,23 @@ def measure_all(
     seconds = _SECONDS["quick" if quick else "full"]
     try:
         request = {"task": "time", "threads": threads, "instruction_set": instruction_set, "seconds": seconds}
+        request["rates"] = not quick
         request["jobs"] = [
             {"workload": job.name, "methods": _methods(job, compiled=job in compiled_jobs), "check": True}
             for job in timed
         ]
-        _collect(report, _events(request, JUDGED), JUDGED, progress.step)
+        collect(report, events(request, JUDGED), JUDGED, progress.step)
         contenders = [
             {"workload": job.name, "methods": _contenders(report, job, quick=quick), "check": False} for job in timed
         ]
-        request |= {"seconds": seconds / 2, "jobs": contenders}
-        _collect(report, _events(request, "default"), "default", progress.step)
+        request |= {"seconds": seconds / 2, "jobs": contenders, "rates": False}
+        collect(report, events(request, "default"), "default", progress.step)
         if with_memory:
             request |= {"task": "memory"}
             request["jobs"] = [
                 {"workload": job.name, "methods": _contenders(report, job, quick=quick)} for job in with_memory
             ]
-            _collect(report, _events(request, "exact"), "exact", progress.step)
+            collect(report, events(request, "exact"), "exact", progress.step)
     finally:
         progress.close()
     return report

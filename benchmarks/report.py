@@ -1,0 +1,212 @@
+"""Tables and pictures of README.md and docs/performance.md, from the committed results.
+
+    python -m benchmarks.report        # or: make report
+
+Reads results/cpu-avx2.json (all workloads) and, where they are there: cpu-avx2-scores.json (every score convolution),
+cpu-avx2-1thread.json, sweep-avx2.json, scaling.json, overhead.json, end-to-end.json, fcn8s.json, story.json.
+docs/performance.md says which command writes which. Ends with 1 if a loss has no reason in losses.json.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+
+from benchmarks import goals
+from benchmarks.cases import ALL, ROOT, Case, cases, load
+from benchmarks.goals import number
+
+REASONS = Path(__file__).resolve().parent / "losses.json"
+
+
+def markdown(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    line = "| " + " | ".join(titles) + " |"
+    return [line, "|" + "---|" * len(titles), *("| " + " | ".join(cells) + " |" for cells in rows)]
+
+
+def provenance(data: dict) -> str:
+    p = data["provenance"]
+    threads = f"{p['threads']} thread{'s' * (p['threads'] != 1)}"
+    return (
+        f"{p['processor']}, {threads}, {p['instruction_set'].upper()} for all; torch {p['torch']}; commit {p['commit']}"
+    )
+
+
+# --- the README's table ---
+
+
+def _row(case: Case, first: bool) -> list[str]:
+    peaks = {m: number(b / 1e6) for m, b in case.workload["peak_bytes"].items()}
+    compiled = case.times.get("torch.compile")
+    tuned = case.best(("tuned",))
+    return [
+        case.title.replace("` ", "`<br>") if first else "",
+        case.inputs,
+        number(case.fused()),
+        number(case.times["eager"]["median"]),
+        number(compiled["median"]) if compiled else "-",
+        f"**{number(case.ratio())}x**",
+        f"{number(case.ratio(ALL))}x" if tuned else "-",
+        f"{number(100 * case.floor / case.fused())}" if case.floor else "",
+        f"{peaks['fused']} / {peaks.get('eager', '-')}" if first and peaks else "",
+    ]
+
+
+def table(data: dict) -> list[str]:
+    titles = ["workload", "inputs", "fused", "eager", "compiled", "speed-up", "against tuned, too", "% of floor"]
+    titles.append("peak MB, fused / eager")
+    found, rows, seen = list(cases(data)), [], set()
+    for case in found:
+        rows.append(_row(case, case.workload["name"] not in seen))
+        seen.add(case.workload["name"])
+    for workload in data["workloads"]:
+        if workload["name"] not in seen and workload["peak_bytes"]:
+            peaks = {m: number(b / 1e6) for m, b in workload["peak_bytes"].items()}
+            name = f"`{workload['operator']}`<br>{workload['title']}"
+            rows.append([name, "", "", "", "", "", "", "", f"{peaks['fused']} / {peaks.get('eager', '-')}"])
+    return [
+        "![Time of the best rival over that of the fused operator](docs/speed-up.png)",
+        "",
+        f"{provenance(data)}. Milliseconds, medians of interleaved calls; forward and backward for losses.",
+        "",
+        *markdown(titles, rows),
+        "",
+        "Speed-up: against the best of eager, `torch.compile` and, where there is one, depthwise deconvolution; then",
+        "with the job rewritten for speed among the rivals (channels last, flattened pixels, `max` for `argmax`).",
+        "The floor is the longer of two times: a copy of as many bytes as must move, a matrix product of as many",
+        "multiply-adds as the operator has vector operations (rows that take over what their neighbours computed can",
+        "pass 100%). Memory is beyond the inputs. malloc keeps freed memory, for all alike.",
+        "",
+        f"Where we lose: {sum(c.ratio(ALL) <= 1 for c in found)} of {len(found)} cases, "
+        "[with the reasons](docs/performance.md#where-we-lose).",
+    ]
+
+
+# --- where we lose ---
+
+
+def losses(found: Iterable[Case], reasons: Sequence[dict]) -> tuple[list[str], list[str]]:
+    """The cases where a method of any role is faster, by reason, and complaints: losses that have none."""
+    lost: dict[str, list[str]] = {}
+    complaints = []
+    for case in found:
+        rival, milliseconds = case.best(ALL)
+        if milliseconds >= case.fused():
+            continue
+        name = case.workload["name"]
+        fitting = (
+            r["reason"] for r in reasons if fnmatch(name, r["workloads"]) and fnmatch(rival, r.get("rivals", "*"))
+        )
+        reason = next(fitting, None)
+        if reason is None:
+            complaints.append(f"{name}, {case.inputs}, loses to {rival}, and {REASONS.name} has no reason for it")
+        times = f"{number(case.fused())} ms against {number(milliseconds)} ms of `{rival}` ({number(case.ratio(ALL))}x)"
+        lost.setdefault(reason or "**No reason is known.**", []).append(f"  - {case.title}, {case.inputs}: {times}")
+    lines = [line for reason, where in lost.items() for line in (f"- {reason}", *where)]
+    return lines or ["Nowhere, in these workloads."], complaints
+
+
+# --- docs/performance.md ---
+
+
+def goal_tables(data: dict) -> list[str]:
+    lines = []
+    for section, rows in goals.rows(data).items():
+        if not rows:
+            continue
+        titles = ["what", "goal", "measured", "floor: then at most" if section == "Operators" else "floor"]
+        measured = [row for row in rows if row.measured is not None]
+        lines += [
+            f"**{section}**: {sum(r.reached for r in measured)} of {len(measured)} measured goals are reached.",
+            "",
+        ]
+        cells = [row.cells for row in rows]
+        if not any(row.floor for row in rows):
+            titles, cells = titles[:3], [c[:3] for c in cells]
+        lines += [*markdown(titles, cells), ""]
+    return [*lines, f"{provenance(data)}."]
+
+
+def overhead(data: dict) -> list[str]:
+    titles = ["operator", "boundary", "microseconds", "native calls", "ratio"]
+    rows = [
+        [
+            f"`{r['operator']}`",
+            r["boundary"],
+            f"{r['microseconds']:.1f}",
+            f"{r['native']:.1f}" if r["native"] else "-",
+            f"{number(r['microseconds'] / r['native'])}x" if r["native"] else "-",
+        ]
+        for r in data["rows"]
+    ]
+    return [f"{provenance(data)}. The fastest of many short batches.", "", *markdown(titles, rows)]
+
+
+def end_to_end(data: dict) -> list[str]:
+    titles = ["network", "job", "batch", "method", "images per second", "peak MB"]
+    rows = [
+        [
+            r["network"],
+            r["job"],
+            str(r["batch"]),
+            r["method"],
+            number(r["images_per_second"]),
+            "-" if r["peak_bytes"] is None else number(r["peak_bytes"] / 1e6),
+        ]
+        for r in data["rows"]
+    ]
+    return [f"{provenance(data)}. Peak memory is beyond weights and inputs.", "", *markdown(titles, rows)]
+
+
+def replace(file: Path, name: str, lines: Sequence[str]) -> None:
+    """What stands between the markers NAME:begin and NAME:end."""
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    text = file.read_text(encoding="utf-8")
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise ValueError(f"{file} must have {begin} and, after it, {end}, each once")
+    before, rest = text.split(begin)
+    content = "\n".join(lines)
+    file.write_text(f"{before}{begin}\n{content}\n{end}{rest.split(end)[1]}", encoding="utf-8")
+
+
+def main() -> int:
+    from benchmarks import plots  # matplotlib takes a second
+
+    data = load("cpu-avx2")
+    if data is None:
+        print("report: results/cpu-avx2.json is not there: `fcn-kernels bench --json` writes it", file=sys.stderr)
+        return 2
+    docs, page = ROOT / "docs", ROOT / "docs/performance.md"
+    found = list(cases(data))
+    scores = load("cpu-avx2-scores")
+    family = {case.key: case for case in found} | {case.key: case for case in (cases(scores) if scores else ())}
+    lost, complaints = losses(family.values(), json.loads(REASONS.read_text(encoding="utf-8")))
+
+    plots.speed_ups(found, docs / "speed-up.png")
+    replace(ROOT / "README.md", "table", table(data))
+    replace(page, "goals", goal_tables(data))
+    replace(page, "losses", lost)
+    pictures = []
+    if data["provenance"].get("rates"):
+        plots.roofline(found, docs / "roofline.png")
+        pictures += ["![Vector operations per byte and per second of every workload](roofline.png)", ""]
+    if (sweep := load("sweep-avx2")) is not None:
+        plots.sizes(sweep["lines"], docs / "sweep.png")
+    if (measured := load("scaling")) is not None:
+        plots.scaling(measured, docs / "scaling.png")
+        pictures += ["![Time over classes, side, stride and batch; memory over classes](scaling.png)", ""]
+        pictures.append(f"{provenance(measured)}.")
+    replace(page, "pictures", pictures)
+    for name, make in (("overhead", overhead), ("end-to-end", end_to_end)):
+        measured = load(name)
+        replace(page, name, ["Not yet measured."] if measured is None else make(measured))
+    for text in complaints:
+        print(f"report: {text}", file=sys.stderr)
+    return 1 if complaints else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,145 @@
+"""`make report`: what README.md and docs/performance.md show is what was measured, losses included."""
+
+import json
+
+import pytest
+
+pytest.importorskip("matplotlib")
+
+from benchmarks import cases, check, goals, plots, report
+from fcn_kernels.benchmarking.report import JUDGED
+
+
+def workload(fused, eager, tuned=None, **changes):
+    def timing(ms):
+        return {"median": ms, "low": ms, "high": ms, "fastest": ms, "samples": 5}
+
+    times = {"fused": timing(fused), "eager": timing(eager)} | ({"quick": timing(tuned)} if tuned else {})
+    return {
+        "name": "toy-c21",
+        "operator": "toy",
+        "title": "C=21",
+        "roles": {"fused": "fused", "eager": "rival", "quick": "tuned"},
+        "traffic_bytes": 2**20,
+        "operations": 10**6,
+        "milliseconds": {JUDGED: {"photograph": times, "random": {"fused": timing(2 * fused)}}},
+        "peak_bytes": {"fused": 10**6, "eager": 4 * 10**6},
+        "goals": [
+            {"measure": "speed-up", "inputs": "photograph", "goal": 9, "measured": eager / fused, "reached": False}
+        ],
+    } | changes
+
+
+RATES = {"copy_bytes_per_second": {str(2**18): 1e9, str(2**22): 2e9}, "multiply_adds_per_second": 4e9}
+
+
+def data(*workloads):
+    where = {"processor": "P", "threads": 2, "instruction_set": "avx2", "torch": "2", "commit": "abc", "rates": RATES}
+    return {"provenance": where, "workloads": list(workloads)}
+
+
+def test_a_case_knows_its_rivals_and_its_floor():
+    photograph, random = cases.cases(data(workload(1.0, 8.0, 3.0)))
+    assert photograph.ratio() == 8
+    assert photograph.ratio(cases.ALL) == 3
+    assert random.ratio() == 4  # eager ran on the first kind only
+    assert cases.bandwidth(RATES, 2**10) == 1e9
+    assert cases.bandwidth(RATES, 2**20) == pytest.approx(1.5e9)  # half-way between, in powers of two
+    assert cases.bandwidth(RATES, 2**30) == 2e9
+    assert photograph.copying == pytest.approx(1e3 * 2**20 / 1.5e9)
+    assert photograph.computing == pytest.approx(0.25)
+    assert photograph.floor == photograph.copying
+
+
+def test_a_loss_stands_with_its_reason_or_is_complained_about():
+    lost = list(cases.cases(data(workload(1.0, 8.0, 0.5), workload(1.0, 8.0, 3.0, name="toy-c150", title="C=150"))))
+    reasons = [{"workloads": "toy-*", "rivals": "eager", "reason": "Not this one."}]
+    lines, complaints = report.losses(lost, reasons)
+    assert lines[0] == "- **No reason is known.**"
+    assert "`toy` C=21, photograph: 1 ms against 0.5 ms of `quick` (0.5x)" in lines[1]
+    assert complaints == [
+        f"toy-c21, {inputs}, loses to quick, and losses.json has no reason for it"
+        for inputs in ("photograph", "random")
+    ]
+    lines, complaints = report.losses(lost, [*reasons, {"workloads": "toy-c2*", "reason": "Rewritten for speed."}])
+    assert (lines[0], len(lines), complaints) == ("- Rewritten for speed.", 3, [])
+
+
+def test_a_goal_that_is_missed_stands_in_bold_with_what_the_floor_allows():
+    (row,) = goals.of_workloads(data(workload(1.0, 8.0)))
+    assert row.cells == ["`toy` C=21, photograph", "at least 9x", "**8x**", "0.699 ms: 11.4x"]
+    (row,) = goals.of_scores(None)
+    assert row.cells[2] == "not yet measured"
+
+
+def test_between_the_markers_and_nowhere_else(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- a:begin -->\nold\n<!-- a:end -->\nafter\n")
+    report.replace(page, "a", ["new"])
+    assert page.read_text() == "before\n<!-- a:begin -->\nnew\n<!-- a:end -->\nafter\n"
+    with pytest.raises(ValueError, match=r"must have <!-- b:begin -->"):
+        report.replace(page, "b", ["new"])
+
+
+def test_pictures_are_drawn(tmp_path):
+    found = list(cases.cases(data(workload(1.0, 8.0, 0.5), workload(1.0, 8.0, name="toy-c150", operations=10**8))))
+    plots.speed_ups(found, tmp_path / "a.png")
+    plots.roofline(found, tmp_path / "b.png")
+    lines = [{"operator": "toy", "axis": "side", "threads": 1, "values": [1, 2], "ns_per_output": [3, 4]}]
+    plots.sizes(lines, tmp_path / "c.png")
+    assert all((tmp_path / name).stat().st_size > 5000 for name in ("a.png", "b.png", "c.png"))
+
+
+def test_the_pages_show_the_committed_results():
+    bench = cases.load("cpu-avx2")
+    assert "\n".join(report.table(bench)) in (cases.ROOT / "README.md").read_text(encoding="utf-8")
+    page = (cases.ROOT / "docs/performance.md").read_text(encoding="utf-8")
+    assert "\n".join(report.goal_tables(bench)) in page
+    for reason in json.loads(report.REASONS.read_text(encoding="utf-8")):
+        assert reason["reason"].endswith(".")
+
+
+# --- make bench-check ---
+
+
+def run_of(fused_times):
+    """A measurement whose fused method takes these milliseconds, attempt by attempt."""
+    asked = []
+
+    def run(keys, provenance, seconds):
+        asked.append((list(keys), seconds))
+        return {c.key: c for c in cases.cases(data(workload(fused_times[len(asked) - 1], 8.0))) if c.key in keys}
+
+    return run, asked
+
+
+@pytest.mark.parametrize(
+    ("fused_times", "good", "attempts"),
+    [((1.3,), True, 1), ((1.4, 1.4, 1.4), False, 3), ((1.4, 1.2), True, 2)],
+    ids=["within a quarter", "below it every time", "below it once"],
+)
+def test_check_fails_what_stays_more_than_a_quarter_below(monkeypatch, fused_times, good, attempts):
+    run, asked = run_of(fused_times)
+    monkeypatch.setattr(check, "run", run)
+    committed = next(cases.cases(data(workload(1.0, 8.0))))
+    (verdict,) = check.check({committed.key: committed}, {})
+    assert (verdict.good, len(asked)) == (good, attempts)
+    assert verdict.kept == pytest.approx(1 / min(fused_times))
+    assert [seconds for _, seconds in asked] == sorted(seconds for _, seconds in asked)
+
+
+def test_check_measures_and_the_command_fails_where_the_committed_ratio_was_higher(monkeypatch, capsys):
+    committed = cases.load("cpu-avx2")
+    (found,) = (w for w in committed["workloads"] if w["name"] == "upsample_add-24x21x70x70")
+    committed["workloads"] = [found]
+    committed["provenance"]["instruction_set"] = "baseline"  # every processor has it
+    monkeypatch.setattr(check, "WORKLOADS", (found["name"],))
+    monkeypatch.setattr(check, "SECONDS", (0.1, 0.1))
+    monkeypatch.setattr(check, "load", lambda name: committed)
+    monkeypatch.setattr(check.measure, "restrict", lambda instruction_set: None)
+    fused = found["milliseconds"][JUDGED]["random"]["fused"]
+    for factor, code, word in ((1e3, 0, "ok"), (1e-3, 1, "SLOWER")):
+        slower = {statistic: factor * fused[statistic] for statistic in ("median", "fastest")}
+        found["milliseconds"][JUDGED]["random"]["fused"] = fused | slower
+        assert check.main() == code
+        assert word in capsys.readouterr().out
