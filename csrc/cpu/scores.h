@@ -19,6 +19,7 @@ template <typename T>
 struct ScorePlan {
   static constexpr int P = kPanel<T>;
   static constexpr int64_t kDepth = 16384 / (P * (int64_t)sizeof(T));  // of a panel that stays in the first cache
+  static constexpr int64_t kMaxPanels = 4;
   static constexpr int64_t kMaxUnits = 64;                             // threads share them evenly
   static constexpr int64_t kGroupRows = 252;                           // of packed weights that stay in the second
 
@@ -33,7 +34,7 @@ struct ScorePlan {
       : channels(a.x.channels), classes(a.classes), pixels(a.x.height * a.x.width), tiles(a.classes) {
     const int64_t all = (pixels + P - 1) / P;
     const int64_t fitting = (1 << 19) / (classes * P * (int64_t)sizeof(T));
-    panels = all / 4 < 4 ? all / 4 : 4;  // a few units at least, and long runs of pixels where there are many
+    panels = all / 4 < kMaxPanels ? all / 4 : kMaxPanels;  // a few units at least, and long runs of pixels where there are many
     if (panels > fitting) panels = fitting;
     if (panels < 1) panels = 1;
     image_blocks = (all + panels - 1) / panels;

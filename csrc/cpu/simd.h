@@ -318,6 +318,30 @@ inline void stream_copy(void* to, const void* from, int64_t bytes) {
   memcpy(t, f, bytes);
 }
 
+// Whole vectors past the cache, for rows of `stride` elements from `to` that `streams` accepts.
+#if defined(__SSE2__)
+template <typename T>
+FCN_INLINE void stream(T* to, Vec<T> value) {
+#if defined(__AVX512F__)
+  _mm512_stream_si512((__m512i*)to, (__m512i)value);
+#elif defined(__AVX2__)
+  _mm256_stream_si256((__m256i*)to, (__m256i)value);
+#else
+  _mm_stream_si128((__m128i*)to, (__m128i)value);
+#endif
+}
+#else
+template <typename T>
+FCN_INLINE void stream(T* to, Vec<T> value) {
+  store(to, value);
+}
+#endif
+
+template <typename T, typename Out>
+bool streams(const Out* to, int64_t stride) {
+  return sizeof(T) == sizeof(Out) && (intptr_t)to % kVectorBytes == 0 && stride * (int64_t)sizeof(T) % kVectorBytes == 0;
+}
+
 // Makes non-temporal stores visible to other threads.
 inline void stream_fence() {
 #if defined(__SSE2__)
