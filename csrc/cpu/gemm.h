@@ -41,12 +41,14 @@ constexpr int kGroupOf = order == kColumns  ? 1
                          : order == kGroups ? kGroup
                                             : kPanel<T>;
 
-// Nearly equal tiles of at most kTileRows rows: none is so small that it waits for its own sums.
+// Tiles of at most kTileRows rows, of two sizes at most, the larger by one and last: none is so small that it waits for
+// its own sums.
 struct RowTiles {
-  int64_t rows, count;
-  explicit RowTiles(int64_t n) : rows(n), count((n + kTileRows - 1) / kTileRows) {}
-  int64_t begin(int64_t tile) const { return rows * tile / count; }
-  int size(int64_t tile) const { return (int)(begin(tile + 1) - begin(tile)); }
+  int64_t rows, count, small, small_count;
+  explicit RowTiles(int64_t n)
+      : rows(n), count((n + kTileRows - 1) / kTileRows), small(n / count), small_count(count - n % count) {}
+  int64_t begin(int64_t tile) const { return tile * small + (tile > small_count ? tile - small_count : 0); }
+  int size(int64_t tile) const { return (int)(small + (tile >= small_count)); }
 };
 
 // Memory that is read next, fetched a line at a time while the products run: `rows` rows of `lines` cache lines.
@@ -78,21 +80,27 @@ using TileProduct = void (*)(int64_t depth, const T* a, int64_t group_stride, co
 template <typename T, Order order>
 TileProduct<T> tile_product_of(int rows);
 
+// The same with columns that are not packed yet, C += A B: row k of B is read at from + k * stride_from and packed at b
+// for the tiles that follow.
+template <typename T, typename In>
+using PackingProduct = void (*)(int64_t depth, const T* a, int64_t group_stride, const In* from, int64_t stride_from,
+                                T* b, T* c, int64_t stride_c, Ahead* ahead);
+template <typename T, typename In>
+PackingProduct<T, In> packing_product_of(int rows);
+
 // The products of a split: its tiles have at most two sizes.
 template <typename T, Order order>
 class TileProducts {
  public:
   explicit TileProducts(int64_t rows)
       : tiles(rows),
-        small_(tiles.size(0)),
-        products_{tile_product_of<T, order>(small_),
-                  tile_product_of<T, order>(small_ < kTileRows ? small_ + 1 : small_)} {}
-  TileProduct<T> of(int64_t tile) const { return products_[tiles.size(tile) != small_]; }
+        products_{tile_product_of<T, order>((int)tiles.small),
+                  tile_product_of<T, order>((int)(tiles.small < kTileRows ? tiles.small + 1 : tiles.small))} {}
+  TileProduct<T> of(int64_t tile) const { return products_[tile >= tiles.small_count]; }
 
   const RowTiles tiles;
 
  private:
-  const int small_;
   const TileProduct<T> products_[2];
 };
 

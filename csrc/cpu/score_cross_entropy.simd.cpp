@@ -21,7 +21,7 @@ class Losses {
       for (int64_t j = 0; j < scores_.panel_count && bad < 0; ++j) {
         const PixelBlock part = scores_.part(j);
         const int64_t first = part.n * plan.pixels + part.begin;
-        bad = panel.compute(args_.labels, scores_.panel(j), plan.classes, first, part.count);
+        bad = panel.template compute<false>(args_.labels, scores_.panel(j), plan.classes, first, part.count);
         if (args_.pixel_loss) memcpy((T*)args_.pixel_loss + first, panel.loss, part.count * sizeof(T));
         memcpy((T*)args_.pixel_lse + first, panel.lse, part.count * sizeof(T));
       }

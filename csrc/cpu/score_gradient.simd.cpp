@@ -82,8 +82,13 @@ class Gradients {
     for (int64_t j = 0; j < scores_.panel_count && bad < 0; ++j) {
       const PixelBlock part = scores_.part(j);
       const int64_t first = part.n * plan_.pixels + part.begin;
-      bad = loss.compute(args_.labels, scores_.panel(j), plan_.classes, first, part.count);
-      differentiate(j, loss.labels, scale, loss.lse);
+      if (args_.labels.label_smoothing > 0) {
+        bad = loss.template compute<false>(args_.labels, scores_.panel(j), plan_.classes, first, part.count);
+        differentiate<false>(j, loss.labels, scale, loss.lse);
+      } else {
+        bad = loss.template compute<true>(args_.labels, scores_.panel(j), plan_.classes, first, part.count);
+        differentiate<true>(j, loss.labels, scale, loss.exp_sum);
+      }
     }
     args_.block_loss[b] = loss.sum;
     args_.block_bad_label[b] = bad;
@@ -103,12 +108,13 @@ class Gradients {
       scale[i] = ((const T*)args_.pixel_grad)[at];
       lse[i] = ((const T*)args_.lse)[first + i];
     }
-    differentiate(j, labels, scale, lse);
+    differentiate<false>(j, labels, scale, lse);
   }
 
   // (a + b) p - a [c == y] - e / C w[c], a = (1 - e) w[y], b = e / C sum_c w[c], times the incoming gradient `scale`.
-  void differentiate(int64_t j, const PanelLabels<T>& panel, const T* scale, const T* lse) {
-    const PixelBlock part = scores_.part(j);
+  // p is exp(z - norm); with Kept, the panel holds exponentials and `norm` is their sum.
+  template <bool Kept>
+  void differentiate(int64_t j, const PanelLabels<T>& panel, const T* scale, const T* norm) {
     const LabelArgs& labels = args_.labels;
     const T smoothing = (T)labels.label_smoothing, smooth = smoothing / (T)plan_.classes;
     T own[P], counts[P];
@@ -119,25 +125,30 @@ class Gradients {
     }
     T* g = scores_.panel(j);
     const T all = smooth * (T)labels.weight_sum;
+    Vec<T> factor[kPanelVectors], s[kPanelVectors], shift[kPanelVectors];
+    IntVec<T> kept[kPanelVectors];
     for (int v = 0; v < kPanelVectors; ++v) {
-      const Vec<T> factor = load(own + v * L) + all, shift = load(lse + v * L);
-      for (int64_t c = 0; c < plan_.classes; ++c) {
+      s[v] = load(scale + v * L);
+      shift[v] = load(norm + v * L);
+      factor[v] = s[v] * (load(own + v * L) + all);
+      if (Kept) factor[v] /= shift[v];
+      kept[v] = load(counts + v * L) != Vec<T>{};
+    }
+    for (int64_t c = 0; c < plan_.classes; ++c) {
+      const T even = Kept ? T(0) : smooth * weight_of<T>(labels, c);
+      for (int v = 0; v < kPanelVectors; ++v) {
         T* to = g + c * P + v * L;
-        store(to, factor * vexp(load(to) - shift) - smooth * weight_of<T>(labels, c));
+        const Vec<T> value = Kept ? factor[v] * load(to) : factor[v] * vexp(load(to) - shift[v]) - even * s[v];
+        store(to, kept[v] ? value : Vec<T>{});
       }
     }
-    for (int i = 0; i < part.count; ++i) {
-      if (panel.label[i] >= 0) g[panel.label[i] * P + i] -= own[i];
+    for (int i = 0; i < P; ++i) {
+      if (panel.label[i] >= 0) g[panel.label[i] * P + i] -= scale[i] * own[i];
     }
-    for (int v = 0; v < kPanelVectors; ++v) {
-      const Vec<T> s = load(scale + v * L), zero{};
-      const IntVec<T> kept = load(counts + v * L) != zero;
-      for (int64_t c = 0; c < plan_.classes; ++c) {
-        T* to = g + c * P + v * L;
-        const Vec<T> value = kept ? load(to) * s : zero;
-        store(to, value);
-        store(bias_ + c * L, load(bias_ + c * L) + value);
-      }
+    for (int64_t c = 0; c < plan_.classes; ++c) {
+      Vec<T> sum = load(bias_ + c * L);
+      for (int v = 0; v < kPanelVectors; ++v) sum += load(g + c * P + v * L);
+      store(bias_ + c * L, sum);
     }
   }
 
@@ -172,28 +183,39 @@ class Gradients {
 
   void write_x() {
     const Image& out = args_.grad_x;
+    const PixelBlock& block = scores_.block;
+    In* to = (In*)out.data + block.n * out.stride_n + block.begin * out.stride_w;
+    // Whole rows of the result are written in place, all others on the way through scratch.
+    const int64_t direct = sizeof(In) == sizeof(T) && out.stride_w == 1 ? block.count / P : 0;
     const RowTiles& tiles = x_products_.tiles;
     constexpr int64_t together = kRows / kTileRows;
+    // Few classes: all panels stay in the first cache, and a tile writes long runs.
+    const bool few = plan_.classes * direct * P * (int64_t)sizeof(T) <= (1 << 15);
+    for (int64_t t = 0; few && t < tiles.count; ++t) {
+      for (int64_t j = 0; j < direct; ++j) multiply(t, j, (T*)to + tiles.begin(t) * out.stride_c + j * P, out.stride_c);
+    }
     for (int64_t first = 0; first < tiles.count; first += together) {
       const int64_t last = first + together < tiles.count ? first + together : tiles.count;
-      const int64_t channel = tiles.begin(first), channels = tiles.begin(last) - channel;
-      for (int64_t j = 0; j < scores_.panel_count; ++j) {
-        const PixelBlock part = scores_.part(j);
-        In* to = (In*)out.data + part.n * out.stride_n + part.begin * out.stride_w + channel * out.stride_c;
-        // Whole rows of the result are written in place, all others on the way through scratch.
-        const bool direct = sizeof(In) == sizeof(T) && out.stride_w == 1 && part.count == P;
-        T* rows = direct ? (T*)to : rows_;
-        const int64_t stride = direct ? out.stride_c : P;
-        for (int64_t c = 0; c < plan_.classes; c += plan_.kDepth) {
-          const int64_t depth = plan_.classes - c < plan_.kDepth ? plan_.classes - c : plan_.kDepth;
-          for (int64_t t = first; t < last; ++t) {
-            const T* packed = (const T*)args_.score.packed_transposed + tiles.begin(t) * plan_.classes;
-            x_products_.of(t)(depth, packed + c * tiles.size(t), tiles.size(t), scores_.panel(j) + c * P,
-                              rows + (tiles.begin(t) - channel) * stride, stride, c > 0, nullptr);
-          }
-        }
-        if (!direct) unpack_panel(to, out.stride_c, out.stride_w, rows_, channels, (int)part.count);
+      const int64_t channel = tiles.begin(first);
+      for (int64_t j = few ? direct : 0; j < scores_.panel_count; ++j) {
+        In* panel = to + j * P * out.stride_w + channel * out.stride_c;
+        T* rows = j < direct ? (T*)panel : rows_;
+        const int64_t stride = j < direct ? out.stride_c : P;
+        for (int64_t t = first; t < last; ++t) multiply(t, j, rows + (tiles.begin(t) - channel) * stride, stride);
+        if (j < direct) continue;
+        unpack_panel(panel, out.stride_c, out.stride_w, rows_, tiles.begin(last) - channel, (int)scores_.part(j).count);
       }
+    }
+  }
+
+  // Tile t of channels of grad_x for panel j of pixels.
+  FCN_INLINE void multiply(int64_t t, int64_t j, T* rows, int64_t stride) {
+    const RowTiles& tiles = x_products_.tiles;
+    const T* packed = (const T*)args_.score.packed_transposed + tiles.begin(t) * plan_.classes;
+    for (int64_t c = 0; c < plan_.classes; c += plan_.kDepth) {
+      const int64_t depth = plan_.classes - c < plan_.kDepth ? plan_.classes - c : plan_.kDepth;
+      x_products_.of(t)(depth, packed + c * tiles.size(t), tiles.size(t), scores_.panel(j) + c * P, rows, stride, c > 0,
+                        nullptr);
     }
   }
 
@@ -210,11 +232,26 @@ class Gradients {
       for_each_run(x, scores_.block, [&](int row, int64_t offset, int length) {
         pack_panel(x_ + row * P, (const In*)x.data + offset + k * x.stride_c, length, x.stride_w, columns, x.stride_c);
       });
+      if (k + P < plan_.channels && x.height == 1) {  // the next panel is on its way meanwhile
+        const In* next = (const In*)x.data + scores_.block.n * x.stride_n + scores_.block.begin * x.stride_w;
+        prefetch_channels(next + (k + P) * x.stride_c);
+      }
       T* to = slot + k * plan_.classes;
       for (int64_t t = 0; t < tiles.count; ++t) {
         const int64_t c = tiles.begin(t);
         weight_products_.of(t)(rows, scores_.panel(0) + c * P, plan_.classes * P, x_, to + c * P, P, add, nullptr);
       }
+    }
+  }
+
+  // Up to a panel of channels of the block's pixels, in rows of either.
+  FCN_INLINE void prefetch_channels(const In* from) const {
+    const Image& x = args_.score.x;
+    const bool planes = x.stride_w == 1;
+    const int64_t rows = planes ? P : scores_.block.count, length = planes ? scores_.block.count : P;
+    const int64_t stride = planes ? x.stride_c : x.stride_w;
+    for (int64_t row = 0; row < rows; ++row) {
+      for (int64_t i = 0; i < length; i += 64 / (int64_t)sizeof(In)) __builtin_prefetch(from + row * stride + i, 0, 3);
     }
   }
 
@@ -230,7 +267,7 @@ class Gradients {
 // Panel `unit` of channels of grad_weight; the unit after the last panel is grad_bias.
 template <typename T, typename Out>
 void sum_panel(const ScoreGradientArgs& args, int64_t unit) {
-  constexpr int P = kPanel<T>;
+  constexpr int L = kLanes<T>, P = kPanel<T>;
   const ScorePlan<T> plan(args.score);
   const int64_t panels = args.slot_weight ? (plan.channels + P - 1) / P : 0;
   if (unit == panels) {
@@ -245,11 +282,16 @@ void sum_panel(const ScoreGradientArgs& args, int64_t unit) {
   const int columns = plan.channels - k < P ? (int)(plan.channels - k) : P;
   for (int64_t c = 0; c < plan.classes; ++c) {
     const T* from = (const T*)args.slot_weight + k * plan.classes + c * P;
-    T sum[P] = {};
+    Out* to = (Out*)args.grad_weight + c * plan.channels + k;
+    Vec<T> sum[kPanelVectors] = {};
     for (int64_t s = 0; s < args.slots; ++s) {
-      for (int i = 0; i < P; ++i) sum[i] += from[s * size + i];
+      for (int v = 0; v < kPanelVectors; ++v) sum[v] += load(from + s * size + v * L);
     }
-    for (int i = 0; i < columns; ++i) from_arithmetic(sum[i], (Out*)args.grad_weight + c * plan.channels + k + i);
+    if (columns == P) {
+      for (int v = 0; v < kPanelVectors; ++v) store_as(to + v * L, sum[v]);
+    } else {
+      for (int i = 0; i < columns; ++i) from_arithmetic(sum[i / L][i % L], to + i);
+    }
   }
 }
 

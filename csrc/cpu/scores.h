@@ -20,8 +20,8 @@ struct ScorePlan {
   static constexpr int P = kPanel<T>;
   static constexpr int64_t kDepth = 16384 / (P * (int64_t)sizeof(T));  // of a panel that stays in the first cache
   static constexpr int64_t kMaxPanels = 4;
-  static constexpr int64_t kMaxUnits = 64;                             // threads share them evenly
-  static constexpr int64_t kGroupRows = 252;                           // of packed weights that stay in the second
+  static constexpr int64_t kMaxUnits = 64;    // threads share them evenly
+  static constexpr int64_t kGroupRows = 252;  // of packed weights that stay in the second
 
   int64_t channels, classes;
   int64_t pixels;  // of one image
@@ -34,7 +34,8 @@ struct ScorePlan {
       : channels(a.x.channels), classes(a.classes), pixels(a.x.height * a.x.width), tiles(a.classes) {
     const int64_t all = (pixels + P - 1) / P;
     const int64_t fitting = (1 << 19) / (classes * P * (int64_t)sizeof(T));
-    panels = all / 4 < kMaxPanels ? all / 4 : kMaxPanels;  // a few units at least, and long runs of pixels where there are many
+    panels = all / 4 < kMaxPanels ? all / 4
+                                  : kMaxPanels;  // a few units at least, and long runs of pixels where there are many
     if (panels > fitting) panels = fitting;
     if (panels < 1) panels = 1;
     image_blocks = (all + panels - 1) / panels;
@@ -72,7 +73,11 @@ class Scores {
   static constexpr int L = kLanes<T>, P = kPanel<T>;
 
  public:
-  Scores(const ScoreArgs& args, Arena& arena) : plan(args), args_(args), products_(args.classes) {
+  Scores(const ScoreArgs& args, Arena& arena)
+      : plan(args),
+        args_(args),
+        products_(args.classes),
+        first_product_(packing_product_of<T, In>(plan.tiles.size(0))) {
     x_ = arena.take<T>(plan.panels * plan.kDepth * P);
     z_ = arena.take<T>(plan.panels * plan.classes * P);
   }
@@ -111,19 +116,22 @@ class Scores {
   int64_t panel_count;
 
  private:
-  // Channels [k, k + depth) of the block's pixels, as panels.
+  // Where whole panels of rows that follow each other are packed by the first tile's product.
+  int64_t packed_by_product() const {
+    const Image& x = args_.x;
+    return x.height == 1 && x.stride_w == 1 ? block.count / P : 0;
+  }
+
+  // Channels [k, k + depth) of the block's other panels.
   void pack(int64_t k, int64_t depth) {
     const Image& x = args_.x;
     const In* from = (const In*)x.data + k * x.stride_c;
     const int64_t stride = plan.kDepth * P;
-    if (block.count < panel_count * P) memset(x_ + (panel_count - 1) * stride, 0, depth * P * sizeof(T));
-    if (x.height == 1 && x.stride_w == 1) {
-      from += block.n * x.stride_n + block.begin;
-      return copy_to_panels(x_, stride, from, depth, x.stride_c, block.count);
-    }
-    for (int64_t j = 0; j < panel_count; ++j) {
+    for (int64_t j = packed_by_product(); j < panel_count; ++j) {
+      T* to = x_ + j * stride;
+      if (part(j).count < P) memset(to, 0, depth * P * sizeof(T));
       for_each_run(x, part(j), [&](int column, int64_t offset, int length) {
-        pack_panel(x_ + j * stride + column, from + offset, depth, x.stride_c, length, x.stride_w);
+        pack_panel(to + column, from + offset, depth, x.stride_c, length, x.stride_w);
       });
     }
   }
@@ -141,14 +149,23 @@ class Scores {
   FCN_INLINE void add_chunk(int64_t k, Ahead ahead) {
     const int64_t depth = plan.chunk_depth(k);
     pack(k, depth);
+    const Image& x = args_.x;
+    const In* from = (const In*)x.data + k * x.stride_c + block.n * x.stride_n + block.begin;
     const T* packed = (const T*)args_.packed;
-    const int64_t together = plan.kGroupRows / kTileRows;
+    const int64_t together = plan.kGroupRows / kTileRows, unpacked = packed_by_product();
     for (int64_t first = 0; first < plan.tiles.count; first += together) {
       const int64_t last = first + together < plan.tiles.count ? first + together : plan.tiles.count;
       for (int64_t j = 0; j < panel_count; ++j) {
-        for (int64_t t = first; t < last; ++t) {
-          products_.of(t)(depth, packed + plan.packed_at(t, k), plan.tiles.size(t) * kGroup, x_ + j * plan.kDepth * P,
-                          panel(j) + plan.tiles.begin(t) * P, P, true, &ahead);
+        T *b = x_ + j * plan.kDepth * P, *z = panel(j);
+        int64_t t = first;
+        if (t == 0 && j < unpacked) {
+          first_product_(depth, packed + plan.packed_at(0, k), plan.tiles.size(0) * kGroup, from + j * P, x.stride_c, b,
+                         z, P, &ahead);
+          ++t;
+        }
+        for (; t < last; ++t) {
+          products_.of(t)(depth, packed + plan.packed_at(t, k), plan.tiles.size(t) * kGroup, b,
+                          z + plan.tiles.begin(t) * P, P, true, &ahead);
         }
       }
     }
@@ -156,6 +173,7 @@ class Scores {
 
   const ScoreArgs& args_;
   const TileProducts<T, kGroups> products_;
+  const PackingProduct<T, In> first_product_;
   T *x_, *z_;
 };
 

@@ -339,7 +339,8 @@ FCN_INLINE void stream(T* to, Vec<T> value) {
 
 template <typename T, typename Out>
 bool streams(const Out* to, int64_t stride) {
-  return sizeof(T) == sizeof(Out) && (intptr_t)to % kVectorBytes == 0 && stride * (int64_t)sizeof(T) % kVectorBytes == 0;
+  return sizeof(T) == sizeof(Out) && (intptr_t)to % kVectorBytes == 0 &&
+         stride * (int64_t)sizeof(T) % kVectorBytes == 0;
 }
 
 // Makes non-temporal stores visible to other threads.
