@@ -33,12 +33,18 @@ void check(bool condition, const char* op, const Args&... args) {
   if (!condition) fail(op, args...);
 }
 
-inline std::string shape_of(const Tensor& t) {
+inline std::string shape_of(const std::vector<int64_t>& size) {
   std::ostringstream s;
   s << "[";
-  for (int64_t i = 0; i < t.dim(); ++i) s << (i ? ", " : "") << t.size(i);
+  for (size_t i = 0; i < size.size(); ++i) s << (i ? ", " : "") << size[i];
   s << "]";
   return s.str();
+}
+
+inline std::string shape_of(const Tensor& t) {
+  std::vector<int64_t> size(t.dim());
+  for (int64_t i = 0; i < t.dim(); ++i) size[i] = t.size(i);
+  return shape_of(size);
 }
 
 constexpr int64_t kLargestSize = (int64_t{1} << 31) - 1;
@@ -91,12 +97,24 @@ inline bool is_channels_last(const Tensor& t) {
   return true;
 }
 
+// The tensor that make() allocates. The stable ABI of torch 2.11 does not hand on what torch says when it cannot.
+template <typename Make>
+Tensor allocated(const std::vector<int64_t>& size, const Make& make) {
+  try {
+    return make();
+  } catch (const std::exception&) {
+    fail("fcn_kernels", "not enough memory for a tensor of ", shape_of(size));
+  }
+}
+
 // [N, channels, height, width], laid out as `like`: channels_last if that is, else contiguous.
 inline Tensor empty_image(const Tensor& like, int64_t channels, int64_t height, int64_t width, ScalarType dtype) {
   const std::vector<int64_t> size{like.size(0), channels, height, width};
-  return torch::stable::empty(size, dtype, torch::headeronly::Layout::Strided, like.device(), std::nullopt,
-                              is_channels_last(like) ? torch::headeronly::MemoryFormat::ChannelsLast
-                                                     : torch::headeronly::MemoryFormat::Contiguous);
+  const auto layout = is_channels_last(like) ? torch::headeronly::MemoryFormat::ChannelsLast
+                                             : torch::headeronly::MemoryFormat::Contiguous;
+  return allocated(size, [&] {
+    return torch::stable::empty(size, dtype, torch::headeronly::Layout::Strided, like.device(), std::nullopt, layout);
+  });
 }
 
 inline Tensor empty_image(const Tensor& like, int64_t height, int64_t width, ScalarType dtype) {
@@ -134,8 +152,19 @@ inline Tensor image_or(const char* op, const Tensor* out, const Tensor& like, in
   return *out;
 }
 
+// `t`, or a copy of that kind.
+inline Tensor as_contiguous(const Tensor& t) {
+  if (t.is_contiguous()) return t;
+  return allocated({t.numel()}, [&] { return torch::stable::contiguous(t); });
+}
+
+inline Tensor as_dtype(const Tensor& t, ScalarType dtype) {
+  if (t.scalar_type() == dtype) return t;
+  return allocated({t.numel()}, [&] { return torch::stable::to(t, dtype); });
+}
+
 inline Tensor empty_vector(const Tensor& like, std::vector<int64_t> size, ScalarType dtype) {
-  return torch::stable::new_empty(like, size, dtype);
+  return allocated(size, [&] { return torch::stable::new_empty(like, size, dtype); });
 }
 
 // `out` where the caller gave one, else a new contiguous tensor.

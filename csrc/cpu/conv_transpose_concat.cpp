@@ -28,7 +28,7 @@ Tensor run(const Tensor& x, const Tensor& weight, const Tensor& skip, const std:
   if (bias) {
     check(bias->dim() == 1 && bias->size(0) == channels && bias->scalar_type() == x.scalar_type(), kName,
           "bias must be [", channels, "] in the dtype of x, got shape ", shape_of(*bias));
-    contiguous_bias = torch::stable::contiguous(*bias);
+    contiguous_bias = as_contiguous(*bias);
     args.bias = contiguous_bias.const_data_ptr();
   }
   const CopyArgs window{window_of(kName, "skip", skip, skip_offset, height, width), Image{}};

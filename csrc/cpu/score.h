@@ -17,7 +17,7 @@ inline Image joined_rows(Image image) {
 
 struct ScoreCall {
   ScoreCall(const char* op, const Tensor& x, const Tensor& weight_any, const std::optional<Tensor>& bias_any)
-      : dtype(arithmetic_dtype(x.scalar_type())), weight(torch::stable::contiguous(weight_any)) {
+      : dtype(arithmetic_dtype(x.scalar_type())), weight(as_contiguous(weight_any)) {
     check(x.dim() == 4 && x.size(1) > 0, op, "x must be [N, K, H, W], got shape ", shape_of(x));
     check(weight.dim() == 2 && weight.size(0) > 0 && weight.size(1) == x.size(1), op, "weight must be [C, ", x.size(1),
           "], got shape ", shape_of(weight));
@@ -27,7 +27,7 @@ struct ScoreCall {
     args.classes = weight.size(0);
     args.weight = weight.const_data_ptr();
     if (bias_any.has_value()) {
-      bias = torch::stable::contiguous(*bias_any);
+      bias = as_contiguous(*bias_any);
       check(bias.dim() == 1 && bias.size(0) == args.classes && bias.scalar_type() == x.scalar_type(), op,
             "bias must be [", args.classes, "] in the dtype of x, got shape ", shape_of(bias));
       args.bias = bias.const_data_ptr();

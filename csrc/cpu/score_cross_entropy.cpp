@@ -11,7 +11,7 @@ constexpr const char* kName = "score_cross_entropy";
 struct Labels {
   Labels(const Tensor& x, int64_t classes, const Tensor& target_any, const std::optional<Tensor>& weight_any,
          int64_t ignore_index, double label_smoothing)
-      : target(torch::stable::contiguous(target_any)) {
+      : target(as_contiguous(target_any)) {
     check(
         target.dim() == 3 && target.size(0) == x.size(0) && target.size(1) == x.size(2) && target.size(2) == x.size(3),
         kName, "target must be [", x.size(0), ", ", x.size(2), ", ", x.size(3), "], got ", shape_of(target));
@@ -21,7 +21,7 @@ struct Labels {
     args.label_smoothing = label_smoothing;
     args.weight_sum = static_cast<double>(classes);
     if (weight_any.has_value()) {
-      weight = torch::stable::contiguous(*weight_any);
+      weight = as_contiguous(*weight_any);
       args.weight_sum = sum_of_weights(kName, weight, classes, arithmetic_dtype(x.scalar_type()));
       args.class_weight = weight.const_data_ptr();
     }
@@ -127,7 +127,7 @@ std::tuple<Tensor, Tensor, Tensor> score_cross_entropy_backward(const Tensor& gr
                                                                 double label_smoothing, bool need_x, bool need_weight) {
   ScoreCall call(kName, x, weight, bias);
   const Labels labels(x, call.args.classes, target, class_weight, ignore_index, label_smoothing);
-  const Tensor lse = torch::stable::contiguous(lse_any);
+  const Tensor lse = as_contiguous(lse_any);
   for (const Tensor* t : {&grad, &lse}) {
     check(t->scalar_type() == call.dtype && t->dim() == 3 && t->size(0) == x.size(0) && t->size(1) == x.size(2) &&
               t->size(2) == x.size(3),

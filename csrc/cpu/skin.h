@@ -1,6 +1,7 @@
 // From tensors to raw pointers, and the work loop: shared by the CPU skins.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <memory>
 #include <new>
@@ -87,11 +88,11 @@ inline Bytes bytes(int64_t count, int64_t size = 1) {
 }
 
 // Calls run(unit, scratch) or run(unit, scratch, worker) for every unit in [0, units) on torch's thread pool. Workers
-// take units as they become free; a unit's result does not depend on its worker.
+// take units as they become free; a unit's result does not depend on its worker. A caller that keeps something per
+// worker says how many there are: the number of torch's threads may change from one look to the next.
 template <typename Run>
-void for_each_unit(int64_t units, int64_t scratch_bytes, const Run& run) {
+void for_each_unit(int64_t units, int64_t scratch_bytes, const Run& run, int64_t workers) {
   if (units <= 0) return;
-  const int64_t workers = worker_count(units);
   const int64_t stride = (scratch_bytes + 127) / 64 * 64;
   const Bytes memory = bytes(workers * stride + 64);
   char* base = memory.get() + (64 - reinterpret_cast<uintptr_t>(memory.get()) % 64) % 64;
@@ -107,6 +108,11 @@ void for_each_unit(int64_t units, int64_t scratch_bytes, const Run& run) {
       }
     }
   });
+}
+
+template <typename Run>
+void for_each_unit(int64_t units, int64_t scratch_bytes, const Run& run) {
+  for_each_unit(units, scratch_bytes, run, worker_count(units));
 }
 
 }  // namespace fcn

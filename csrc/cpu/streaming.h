@@ -28,8 +28,8 @@ inline Tensor adjoint(const char* op, const Tensor& grad_any, const std::vector<
     const bool softmax = through != Through::kSigmoid;
     args.pixelwise = args.pixelwise && is_channels_last(function) && !softmax;
     if (!args.pixelwise) {
-      grad = torch::stable::contiguous(grad);
-      function = torch::stable::contiguous(function);
+      grad = as_contiguous(grad);
+      function = as_contiguous(function);
     }
     args.function = image_of(op, function);
     if (softmax) {

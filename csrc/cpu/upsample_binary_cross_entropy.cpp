@@ -26,7 +26,7 @@ struct Call {
     args.ignores = ignore_index.has_value();
     args.ignore_index = ignore_index.value_or(0);
     if (weight_any.has_value()) {
-      weight = torch::stable::contiguous(*weight_any);
+      weight = as_contiguous(*weight_any);
       check(weight.dim() == 1 && weight.size(0) == x.size(1) && weight.scalar_type() == dtype, kName,
             "pos_weight must hold one ", dtype == ScalarType::Double ? "float64" : "float32", " for each of the ",
             x.size(1), " channels");
@@ -140,7 +140,7 @@ Tensor upsample_binary_cross_entropy_backward(const Tensor& grad, const Tensor& 
   call.args.pixel_grad = image_of(kName, grad);
   const Tensor gradient = call.want_gradient(x);
   call.run();
-  return x.scalar_type() == call.dtype ? gradient : torch::stable::to(gradient, x.scalar_type());
+  return as_dtype(gradient, x.scalar_type());
 }
 
 }  // namespace

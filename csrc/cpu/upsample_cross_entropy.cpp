@@ -10,9 +10,7 @@ constexpr const char* kName = "upsample_cross_entropy";
 struct Call {
   Call(const Tensor& x, const Tensor& target_any, const std::optional<Tensor>& weight_any,
        const std::vector<int64_t>& encoded, int64_t ignore_index, double label_smoothing)
-      : sampling(checked_sampling(kName, encoded)),
-        plan(sampling, x.size(0)),
-        target(torch::stable::contiguous(target_any)) {
+      : sampling(checked_sampling(kName, encoded)), plan(sampling, x.size(0)), target(as_contiguous(target_any)) {
     const Axis &rows = sampling.rows, &cols = sampling.cols;
     check_image(kName, "x", x, rows.in, cols.in);
     check(x.size(1) > 0, kName, "x must have at least one class");
@@ -27,7 +25,7 @@ struct Call {
     args.label_smoothing = label_smoothing;
     args.weight_sum = static_cast<double>(x.size(1));
     if (weight_any.has_value()) {
-      weight = torch::stable::contiguous(*weight_any);
+      weight = as_contiguous(*weight_any);
       args.weight = weight.const_data_ptr();
       args.weight_sum = sum_of_weights(kName, weight, x.size(1), dtype);
     }
@@ -116,7 +114,7 @@ Tensor upsample_cross_entropy_backward(const Tensor& grad_any, const Tensor& x, 
                                        const std::vector<int64_t>& sampling, int64_t ignore_index,
                                        double label_smoothing) {
   Call call(x, target, weight, sampling, ignore_index, label_smoothing);
-  const Tensor grad = torch::stable::contiguous(grad_any), lse = torch::stable::contiguous(lse_any);
+  const Tensor grad = as_contiguous(grad_any), lse = as_contiguous(lse_any);
   for (const Tensor* t : {&grad, &lse}) {
     check(t->scalar_type() == call.dtype && same_sizes(*t, call.target), kName,
           "grad and lse must have one value per pixel, in the loss's dtype");
@@ -125,7 +123,7 @@ Tensor upsample_cross_entropy_backward(const Tensor& grad_any, const Tensor& x, 
   call.args.saved_lse = lse.const_data_ptr();
   const Tensor gradient = call.want_gradient(x);
   call.run();
-  return x.scalar_type() == call.dtype ? gradient : torch::stable::to(gradient, x.scalar_type());
+  return as_dtype(gradient, x.scalar_type());
 }
 
 }  // namespace
