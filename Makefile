@@ -50,6 +50,7 @@ sanitize: $(INSTALLED)
 	$(BIN)/python tests/instrumented.py thread -q $(ARGS)
 
 coverage: $(INSTALLED)
+	$(PIP) coverage
 	$(BIN)/python tests/instrumented.py coverage -q $(ARGS)
 
 integrations: $(VENV)/.libraries

@@ -63,9 +63,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """How many drawn calls were compared with the reference."""
-    strategies = sys.modules.get("strategies")
-    if strategies is not None:
-        tried = strategies.tried
+    tried = getattr(sys.modules.get("strategies"), "tried", None)
+    if tried:
         terminalreporter.write_line(
             f"{tried.total()} drawn calls of {len(tried)} operators compared with the reference"
         )
