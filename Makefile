@@ -99,6 +99,7 @@ $(VENV)/.tools: | $(BIN)/python
 $(VENV)/.libraries: $(INSTALLED)
 	$(PIP) "transformers==5.23.*" accelerate pillow
 	$(PIP) --no-deps torchvision "segmentation-models-pytorch==0.6.*" timm torchmetrics lightning-utilities
+	$(PIP) onnx onnxscript onnxruntime
 	@touch $@
 
 $(INSTALLED): $(VENV)/.tools $(SOURCES)

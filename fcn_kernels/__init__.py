@@ -1,5 +1,6 @@
 """Fused operators for fully convolutional segmentation: heads without full-resolution logits."""
 
+from importlib import import_module as _import_module
 from typing import Any as _Any
 
 from . import nn
@@ -32,6 +33,7 @@ __all__ = [
     "compile_pass",
     "conv_transpose_add",
     "conv_transpose_concat",
+    "export",
     "fuse",
     "nn",
     "score_argmax",
@@ -60,4 +62,6 @@ def __getattr__(name: str) -> _Any:
         from .inductor import compile_pass
 
         return compile_pass
+    if name == "export":  # likewise
+        return _import_module(".export", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

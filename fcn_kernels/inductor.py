@@ -4,7 +4,8 @@
 
 It runs on the graph that Dynamo traced, before gradients are derived: the operators bring their own backward. It finds
 bilinear `F.interpolate` whose every reader is a cross-entropy, softmax, log-softmax or argmax over the classes, and
-transposed convolutions that are cropped or added to an image. What is not certainly equal is left alone.
+transposed convolutions that are cropped or added to an image. What is not certainly equal is left alone. It reads the
+graphs of torch.export, too (`fcn_kernels.export.fuse`).
 """
 
 from __future__ import annotations
@@ -70,14 +71,14 @@ class CompilePass(CustomGraphPass):
 
 
 def _value(node: Any) -> Tensor | None:
-    """The fake tensor that a node stands for, of static shape."""
+    """The fake tensor that a node stands for; only its batch may be dynamic."""
     if not isinstance(node, Node):
         return None
     value = node.meta.get("example_value", node.meta.get("val"))
     if not isinstance(value, Tensor):
         return None
-    if not all(isinstance(n, int) for n in value.shape):
-        raise _No(f"the shape of {node.name} is dynamic: compile with dynamic=False")
+    if not all(isinstance(n, int) for n in value.shape[1:]):
+        raise _No(f"the shape of {node.name} is dynamic: compile with dynamic=False, or export with fixed sizes")
     return value
 
 
@@ -101,6 +102,18 @@ def _interpolate(
     return locals()
 
 
+def _aten_interpolate(self, output_size, align_corners, scale_factors):
+    return {
+        "input": self,
+        "size": output_size,
+        "scale_factor": scale_factors,
+        "mode": "bilinear",
+        "align_corners": align_corners,
+        "recompute_scale_factor": None,
+        "antialias": False,
+    }
+
+
 def _cross_entropy(
     input,
     target,
@@ -112,6 +125,11 @@ def _cross_entropy(
     label_smoothing=0.0,
 ):
     return locals()
+
+
+def _aten_cross_entropy(self, target, weight=None, reduction=1, ignore_index=-100, label_smoothing=0.0):
+    names = {code: name for name, code in REDUCTIONS.items()}
+    return _cross_entropy(self, target, weight, None, ignore_index, None, names[reduction], label_smoothing)
 
 
 def _functional_softmax(input, dim=None, _stacklevel=3, dtype=None):
@@ -126,6 +144,14 @@ def _argmax(input, dim=None, keepdim=False):
     return locals()
 
 
+def _aten_softmax(self, dim, dtype=None):
+    return _softmax(self, dim, dtype)
+
+
+def _aten_argmax(self, dim=None, keepdim=False):
+    return _argmax(self, dim, keepdim)
+
+
 def _conv_transpose2d(input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1):
     return locals()
 
@@ -134,7 +160,14 @@ def _add(input, other, *, alpha=1):
     return locals()
 
 
-# Readers of logits: what they are, and how their arguments are named.
+def _aten_add(self, other, *, alpha=1):
+    return _add(self, other, alpha=alpha)
+
+
+_aten = torch.ops.aten
+
+# Readers of logits: what they are, and how their arguments are named. Dynamo records calls of torch.nn.functional and
+# methods, torch.export the operators below them.
 _READERS: dict[Any, tuple[str, Callable]] = {
     F.cross_entropy: ("cross_entropy", _cross_entropy),
     F.softmax: ("softmax", _functional_softmax),
@@ -145,11 +178,17 @@ _READERS: dict[Any, tuple[str, Callable]] = {
     "log_softmax": ("log_softmax", _softmax),
     torch.argmax: ("argmax", _argmax),
     "argmax": ("argmax", _argmax),
+    _aten.cross_entropy_loss.default: ("cross_entropy", _aten_cross_entropy),
+    _aten.softmax.int: ("softmax", _aten_softmax),
+    _aten.log_softmax.int: ("log_softmax", _aten_softmax),
+    _aten.argmax.default: ("argmax", _aten_argmax),
 }
-_ADDITIONS = {operator.add: _add, torch.add: _add, "add": _add}
+_ADDITIONS = {operator.add: _add, torch.add: _add, "add": _add, _aten.add.Tensor: _aten_add}
 
 
 def _changes_in_place(node: Node) -> bool:
+    if isinstance(node.target, torch._ops.OpOverload):
+        return node.target._schema.is_mutable
     if "out" in node.kwargs or node.kwargs.get("inplace") or node.target is operator.setitem:
         return True
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
@@ -172,7 +211,8 @@ def _check_unchanged(first: Node, last: Node) -> None:
 
 
 def _replace_interpolate(graph: Graph, node: Node) -> str | None:
-    arguments = _bound(_interpolate, node)
+    names = _aten_interpolate if node.target is _aten.upsample_bilinear2d.vec else _interpolate
+    arguments = _bound(names, node)
     if arguments["mode"] != "bilinear":
         return None
     x = arguments["input"]
@@ -247,7 +287,7 @@ def _in_dtype(graph: Graph, node: Node, user: Node) -> Node:
     wanted, given = _value(user), _value(node)
     if wanted is None or (given is not None and given.dtype == wanted.dtype):
         return node
-    return graph.call_method("to", (node, wanted.dtype))
+    return graph.call_function(_aten.to.dtype, (node, wanted.dtype))
 
 
 def _fused_cross_entropy(graph: Graph, x: Node, sampling: list[int], o: dict[str, Any], user: Node) -> Node:
@@ -258,7 +298,7 @@ def _fused_cross_entropy(graph: Graph, x: Node, sampling: list[int], o: dict[str
     loss = graph.call_function(operator.getitem, (fused, 0))
     wanted = _value(user)
     if wanted is not None and wanted.dtype != arithmetic_dtype(value.dtype):
-        return graph.call_method("to", (loss, wanted.dtype))
+        return graph.call_function(_aten.to.dtype, (loss, wanted.dtype))
     return loss
 
 
@@ -312,6 +352,34 @@ def _window(node: Node, size: Sequence[int]) -> tuple[tuple[int, int], tuple[int
     return (a, c), (b - a, d - c)
 
 
+def _aten_window(node: Node, size: Sequence[int]) -> tuple[int, range]:
+    """Dimension and range of ``slice(y, dim, start, end, step)``."""
+    _, dim, start, end, step = (*node.args, *(0, None, None, 1)[len(node.args) - 1 :])
+    if any(isinstance(n, Node) for n in (dim, start, end, step)) or step != 1:
+        raise _No(f"{node.name} is not a constant crop")
+    return dim, range(size[dim])[slice(start, end)]
+
+
+def _crop(node: Node, size: Sequence[int]) -> tuple[list[Node], tuple[int, int], tuple[int, int]]:
+    """`node` and the nodes behind it that do nothing but crop; offset and size of what is left."""
+    chain = [node]
+    if len(node.users) == 1:
+        (user,) = node.users
+        if user.op == "call_function" and user.target is operator.getitem and user.args[0] is node:
+            return [node, user], *_window(user, size)
+    windows = [range(n) for n in size]
+    while len(chain[-1].users) == 1:
+        (user,) = chain[-1].users
+        if user.target is not _aten.slice.Tensor:
+            break
+        dim, found = _aten_window(user, [len(w) for w in windows])
+        windows[dim] = windows[dim][found.start : found.stop]
+        chain.append(user)
+    if len(windows[0]) != size[0] or len(windows[1]) != size[1] or not all(windows):
+        raise _No(f"{chain[-1].name} is not a crop of whole channels")
+    return chain, (windows[2].start, windows[3].start), (len(windows[2]), len(windows[3]))
+
+
 def _replace_conv_transpose(graph: Graph, node: Node) -> str | None:
     arguments = _bound(_conv_transpose2d, node)
     x, weight, result = _value(arguments["input"]), _value(arguments["weight"]), _value(node)
@@ -319,12 +387,10 @@ def _replace_conv_transpose(graph: Graph, node: Node) -> str | None:
         return None
     if len(node.users) != 1:
         return None
-    offset, size, last = (0, 0), tuple(result.shape[2:]), node
-    (user,) = node.users
-    if user.op == "call_function" and user.target is operator.getitem and user.args[0] is node:
-        offset, size = _window(user, result.shape)
-        last = user
-    skip = None
+    if not isinstance(x.shape[0], int):
+        raise _No("its batch is dynamic")
+    chain, offset, size = _crop(node, result.shape)
+    last, skip = chain[-1], None
     if len(last.users) == 1:
         (user,) = last.users
         names = _ADDITIONS.get(user.target) if user.op in ("call_function", "call_method") else None
@@ -340,6 +406,7 @@ def _replace_conv_transpose(graph: Graph, node: Node) -> str | None:
                 and other_value.dtype == x.dtype
             ):
                 skip, last = other, user
+                chain.append(user)
     if last is node:
         return None
     if arguments["bias"] is not None:
@@ -360,15 +427,16 @@ def _replace_conv_transpose(graph: Graph, node: Node) -> str | None:
         )
     fused.meta = dict(last.meta)
     last.replace_all_uses_with(fused)
-    for old in dict.fromkeys((last, *((user,) if user is not last else ()), *node.users, node)):
-        if not old.users and old is not fused:
-            graph.erase_node(old)
+    for old in reversed(chain):
+        graph.erase_node(old)
     what = " and ".join(["crop"] * (size != tuple(result.shape[2:])) + ["sum"] * (skip is not None)) or "crop"
     return f"{node.name}, {tuple(weight.shape)} with stride {stride[0]}, with its {what}"
 
 
 _REPLACE: dict[Any, Callable[[Graph, Node], str | None]] = {
     F.interpolate: _replace_interpolate,
+    _aten.upsample_bilinear2d.vec: _replace_interpolate,
+    _aten.conv_transpose2d.input: _replace_conv_transpose,
     torch.conv_transpose2d: _replace_conv_transpose,
     F.conv_transpose2d: _replace_conv_transpose,
 }

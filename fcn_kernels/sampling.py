@@ -294,7 +294,12 @@ def _resized(size: int, output: int, align_corners: bool) -> Axis:
 def _scaled(size: int, factor: float, align_corners: bool) -> Axis:
     """``pos(o) = (o + 1/2) / factor - 1/2``: for factor p / q this is ``(2 q o + q - p) / (2 p)``."""
     _positive("Sampling.interpolate", input_size=size)
-    output = math.floor(size * factor)
+    if factor.is_integer():  # a symbolic size stays a multiple of the input's
+        output = size * int(factor)
+    elif torch.compiler.is_compiling() or not _plain(size):
+        output = torch.sym_int(size * factor)
+    else:
+        output = math.floor(size * factor)
     if output < 1:
         raise ValueError(f"Sampling.interpolate: {size} pixels times scale_factor {factor} leave no output")
     if align_corners:

@@ -27,9 +27,10 @@ def test_examples(page: Path, least: int, tmp_path: Path, monkeypatch: pytest.Mo
         exec(code, namespace)
 
 
-@pytest.mark.parametrize(
-    "page", ["README.md", "docs/design.md", "docs/geometric-softmax.md", "docs/drop-in.md", "docs/fcn.md"]
-)
+PAGES = ["README.md", *(f"docs/{name}.md" for name in ("design", "geometric-softmax", "drop-in", "export", "fcn"))]
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page: str) -> None:
     path = README.parent / page
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8")):
