@@ -123,7 +123,7 @@ class Deconvolution:
 
     def __init__(self, depthwise: bool) -> None:
         self.depthwise = depthwise
-        self.standard = {"classes": 21, "side": 32, "stride": 4}
+        self.standard = {"classes": 21, "side": 64, "stride": 4}
 
     def case(self, classes: int, side: int, stride: float) -> tuple[Call, int]:
         if stride != int(stride):

@@ -35,7 +35,9 @@ struct Columns {
   int64_t rest;
 };
 
-// The period that covers `count` pixels with the fewest vectors.
+// The period that covers `count` pixels at the least cost: its vectors, each with weights of its own to be read, which
+// takes as long as some periods.
+constexpr int64_t kPeriodsOfWeights = 8;
 template <typename T>
 inline Columns make_columns(int64_t stride, int64_t kernel, int64_t count) {
   constexpr int64_t L = kLanes<T>;
@@ -45,8 +47,9 @@ inline Columns make_columns(int64_t stride, int64_t kernel, int64_t count) {
   int64_t best = 0;
   for (int64_t pixels = 1; pixels <= L; ++pixels) {
     const int64_t vectors = (pixels * stride + L - 1) / L, periods = (count + pixels - 1) / pixels;
-    if (pixels > 1 && vectors * periods >= best) continue;
-    best = vectors * periods;
+    const int64_t cost = vectors * (periods + kPeriodsOfWeights);
+    if (pixels > 1 && cost >= best) continue;
+    best = cost;
     c.pixels = pixels;
     c.vectors = vectors;
     c.periods = periods;
@@ -156,7 +159,7 @@ void pack_weights(const ConvTransposeArgs& args, const Packing& p, int64_t unit)
 }
 
 // The outer channels of one unit of work: some blocks of one group, or several whole groups.
-constexpr int64_t kShareBytes = 1 << 20;  // of packed weights: they stay in the second cache
+constexpr int64_t kShareBytes = 1 << 23;  // of packed weights: with few shares the lines are read few times
 constexpr int64_t kPixelChannels = 64;    // of a pixel, written together
 
 struct Share {
