@@ -468,6 +468,7 @@ inline void multiply_blocks(const Packing& p, const T* packed, const Share& shar
     products.add = false;
     for (int section = 0; section < 2; ++section) {
       const int64_t steps = (row_end - row_begin) * p.inner * p.section_taps(section);
+      if (steps == 0) continue;
       products.masks = section == 1;
       if (section == 1) products.mask = partial_mask<T>(c, v);
       for (int64_t s = 0; s < steps; s += kChunkSteps) {
