@@ -187,10 +187,14 @@ def test_the_committed_results_reach_the_goals_and_are_those_of_the_text() -> No
 def test_a_missed_goal_is_the_exit_status_of_the_long_version(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(story, "LONG", TINY)
+    monkeypatch.setattr(story, "LONG", dataclasses.replace(TINY, unet_steps=3, unet_width=2))
     monkeypatch.setattr(memory, "can_measure", lambda: False)
-    assert main(["demo", "--long", "--no-bench", "--out", str(tmp_path)]) == 1
-    assert "MISSED: seed 0" in capsys.readouterr().out
+    assert main(["demo", "--long", "--no-bench", "--out", str(tmp_path), "--seeds", "0", "1"]) == 1
+    printed = capsys.readouterr()
+    assert "MISSED: seed 0" in printed.out
+    assert "U-Net: step 3 of 3" in printed.err
+    assert "U-Net, 3 steps from random weights, seed 0: mean IU" in printed.out
+    assert "seed 1: mean IU of U-Net" not in printed.out  # the first seed's alone
     assert json.loads((tmp_path / "results.json").read_text())["steps"]["fcn8s"]["megabytes"] is None
 
 

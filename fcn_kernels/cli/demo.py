@@ -14,6 +14,7 @@ from ..benchmarking import measure
 from ..story import figures, measuring, networks
 
 TITLES = {"fcn32s": "FCN-32s", "fcn16s": "FCN-16s", "fcn8s": "FCN-8s"}
+NAMES = TITLES | {"unet": "U-Net"}
 SHOWN = (0, 4, 6)  # held-out scenes in the figure, of both photographs
 # What the long version must reach on held-out scenes, in points of mean IU.
 LEAST_8S, LEAST_GAIN, LEAST_RATIO = 60, 10, 5
@@ -41,6 +42,8 @@ def run(args: argparse.Namespace) -> int:
         classifier, stages = _train(settings, seed, results["seeds"])
         if seed == args.seeds[0]:
             _show(args.out, classifier, stages, settings, results["seeds"][seed])
+            if settings.unet_steps:
+                _train_unet(settings, seed, results["seeds"][seed])
             results |= _measure(classifier, settings)
     (args.out / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(f"\n{table(results)}\n\nwritten to {args.out}: {', '.join(sorted(p.name for p in args.out.iterdir()))}")
@@ -66,6 +69,14 @@ def _train(settings: networks.Settings, seed: int, results: dict) -> tuple[model
     print(f"seed {seed}: mean IU on {settings.test_scenes} held-out scenes: {scores} ({seconds:.0f} s)", flush=True)
     results[seed] = {"classifier accuracy": accuracy, "seconds": seconds} | {n: vars(m) for n, m in found.items()}
     return classifier, stages
+
+
+def _train_unet(settings: networks.Settings, seed: int, results: dict) -> None:
+    with _Progress(seed) as report:
+        unet = story.train_unet(settings, seed, report)
+    found = networks.metrics(unet, settings)
+    print(f"seed {seed}: mean IU of U-Net, from random weights: {100 * found.mean_iu:.1f}", flush=True)
+    results["unet"] = vars(found)
 
 
 def _show(
@@ -120,6 +131,12 @@ def table(results: dict) -> str:
                 ratio = values["eager"] / values["fused"]
                 cells += f"{values['fused']:>{first}.0f}{values['eager']:>8.0f}{ratio:>6.1f}x"
         lines.append(f"{title:8}{ius:>18}{cells}")
+    for seed, result in results["seeds"].items():
+        if "unet" in result:
+            lines.append(
+                f"U-Net, {settings['unet_steps']} steps from random weights, seed {seed}: "
+                f"mean IU {100 * result['unet']['mean_iu']:.1f}"
+            )
     rows, columns = slide["grid"]
     lines.append(
         f"heatmap of {rows} x {columns} windows: {slide['heatmap']:.0f} ms; the classifier, slid over them: "
@@ -170,14 +187,14 @@ class _Progress:
         if what != self._what:
             self._close()
             self._what, self._losses = what, []
-            self._bar = _bar(f"seed {self._seed}, {TITLES.get(what, what)}", steps)
+            self._bar = _bar(f"seed {self._seed}, {NAMES.get(what, what)}", steps)
         self._losses.append(loss)
         recent = statistics.fmean(self._losses[-20:])
         if self._bar is not None:
             self._bar.update(1)
             self._bar.set_postfix_str(f"loss {recent:.3f}", refresh=False)
         elif step * 4 // steps > (step - 1) * 4 // steps:
-            self.say(f"{TITLES.get(what, what)}: step {step} of {steps}, loss {recent:.3f}")
+            self.say(f"{NAMES.get(what, what)}: step {step} of {steps}, loss {recent:.3f}")
 
     def say(self, text: str) -> None:
         self._close()

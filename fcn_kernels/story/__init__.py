@@ -1,6 +1,9 @@
-"""The story of FCN, run from its beginning: a classifier of digits becomes FCN-32s, 16s and 8s on scenes of digits."""
+"""The story of FCN, run from its beginning: a classifier of digits becomes FCN-32s, 16s and 8s on scenes of digits.
 
-from .networks import LONG, QUICK, Settings, classifier_accuracy, train_classifier, train_stages
+U-Net learns the same scenes.
+"""
+
+from .networks import LONG, QUICK, Settings, classifier_accuracy, train_classifier, train_stages, train_unet
 from .scenes import CLASSES, Scenes, Windows
 
 __all__ = [
@@ -13,4 +16,5 @@ __all__ = [
     "classifier_accuracy",
     "train_classifier",
     "train_stages",
+    "train_unet",
 ]

@@ -33,11 +33,13 @@ class Settings:
     large_scene: tuple[int, int] = (448, 704)  # of the heatmap: 12 x 20 windows
     batch: int = 4  # scenes; eight times as many windows
     lr: float = 1e-3
+    unet_steps: int = 0  # 0: no U-Net
+    unet_width: int = 8  # of the first convolution, doubled at each of four pools
     seconds: float = 2.0  # for each of the measurements
 
 
 QUICK = Settings(classifier_steps=250, stage_steps=(150, 100, 100), test_scenes=24)
-LONG = Settings(classifier_steps=600, stage_steps=(300, 300, 300), test_scenes=100, seconds=6.0)
+LONG = Settings(classifier_steps=600, stage_steps=(300, 300, 300), test_scenes=100, unet_steps=400, seconds=6.0)
 _VALIDATION = 1_000  # seeds of what is tested, beyond those of training
 
 
@@ -112,6 +114,22 @@ def train_stages(classifier: models.VGG, settings: Settings, seed: int, report: 
     return trained
 
 
+def train_unet(settings: Settings, seed: int, report: Report) -> models.UNet:
+    """The heir, from random weights: it has no classifier before it, and learns the same scenes directly."""
+    torch.manual_seed(seed)
+    model = models.UNet(len(CLASSES), in_channels=3, width=settings.unet_width, dropout=0.0, borders="mirror")
+    data = Scenes("train", settings.batch * settings.unet_steps, settings.scene, 10 * seed + 4)
+    _learn(
+        model,
+        batches(data, settings.batch),
+        model.loss,
+        settings.unet_steps,
+        3 * settings.lr,
+        lambda step, loss: report("unet", step, settings.unet_steps, loss),
+    )
+    return model.eval()
+
+
 def untrained(name: str, settings: Settings) -> models.FCN:
     """The network of that name in the story's widths; dropout is left out, as narrow layers do not learn with it."""
     return models.NETWORKS[name](
@@ -130,7 +148,7 @@ def held_out(settings: Settings) -> Scenes:
     return Scenes("test", settings.test_scenes, settings.scene, _VALIDATION)
 
 
-def metrics(model: models.FCN, settings: Settings) -> training.Metrics:
+def metrics(model: models.FCN | models.UNet, settings: Settings) -> training.Metrics:
     """On held-out scenes, through the fused confusion matrix."""
     counts = torch.zeros(len(CLASSES), len(CLASSES), dtype=torch.int64)
     for image, labels in batches(held_out(settings), settings.batch):
