@@ -151,6 +151,88 @@ void run_case(const std::string& name, const Sampling& sampling, DType dtype, bo
   }
 }
 
+// Heads of independent classes, and the counts of a confusion matrix.
+void run_heads(const std::string& name, const Sampling& sampling, DType dtype) {
+  const int64_t n = 2, c = 7, h = sampling.rows.in, w = sampling.cols.in, H = sampling.rows.out, W = sampling.cols.out;
+  const DType arithmetic = dtype == DType::kDouble ? DType::kDouble : DType::kFloat;
+  const Tensor4 x(dtype, n, c, h, w, false, 4), y(dtype, n, c, H, W, false, 0);
+  const GeometryPlan plan(sampling, n), plane_plan(sampling, n * c);
+
+  const UpsampleArgs sigmoid{&plan.geometry(), x.image, Image{}, 0, y.image, false, true};
+  for_units(k.upsample_units(sigmoid), k.upsample_scratch(sigmoid),
+            [&](int64_t u, void* s) { k.upsample(sigmoid, u, s); });
+  y.print(name + " sigmoid");
+
+  std::vector<int64_t> target(n * H * W), counts(confusion_tables(c) * confusion_table_size(c));
+  for (int64_t i = 0; i < n * H * W; ++i) target[i] = i % 7 == 0 ? 255 : i * 5 % c;
+  std::vector<int64_t> bad(n * c * plane_plan.geometry().unit_count, -1);
+  const ConfusionMatrixArgs confusion{&plan.geometry(), x.image, target.data(), LabelType::kInt64, true, 255,
+                                      bad.data(),       1};
+  for_units(n * plan.geometry().unit_count, k.confusion_matrix_scratch(confusion),
+            [&](int64_t u, void* s) { k.confusion_matrix(confusion, u, counts.data(), s); });
+  std::printf("%s confusion %d", name.c_str(), static_cast<int>(dtype));
+  for (int64_t count : counts) std::printf(" %d", static_cast<int>(count));
+  std::printf("\n");
+
+  const Geometry& g = plane_plan.geometry();
+  const int64_t units = n * c * g.unit_count;
+  std::vector<unsigned char> labels(n * c * H * W);
+  for (size_t i = 0; i < labels.size(); ++i) labels[i] = i % 11 == 0 ? 255 : i * 3 % 5 < 2;
+  std::vector<double> loss(units), counted(units);
+  const Tensor4 gradient(arithmetic, n, c, h, w, false, 0), side(arithmetic, units, 1, 1, w, false, 0);
+  BinaryCrossEntropyArgs a{};
+  a.geometry = &g, a.x = x.image, a.labels = true, a.label_type = LabelType::kUInt8, a.ignores = true;
+  a.target = Image{labels.data(), DType::kFloat, n, c, H, W, c * H * W, H * W, W, 1}, a.ignore_index = 255;
+  a.unit_loss = loss.data(), a.unit_count = counted.data(), a.unit_bad_label = bad.data();
+  a.gradient = gradient.image, a.side = side.image.data;
+  for_units(units, k.binary_cross_entropy_scratch(a), [&](int64_t u, void* s) { k.binary_cross_entropy(a, u, s); });
+  std::printf("%s binary %d", name.c_str(), static_cast<int>(arithmetic));
+  for (double v : loss) std::printf(" %.17g", v);
+  std::printf("\n");
+  gradient.print(name + " binary_gradient");
+}
+
+struct Deconvolution {
+  const char* name;
+  int64_t in, out, groups, kernel, stride;
+};
+
+// A learned transposed convolution with bias and skip, forward and backward.
+void run_conv(const Deconvolution& d, const std::string& name, DType dtype, bool channels_last) {
+  const int64_t n = 2, h = 6, w = 9, offset = d.kernel > d.stride ? 1 : 0;
+  const int64_t H = (h - 1) * d.stride + d.kernel - 2 * offset, W = (w - 1) * d.stride + d.kernel - 2 * offset;
+  const Tensor4 x(dtype, n, d.in, h, w, channels_last, 0.5), skip(dtype, n, d.out, H, W, channels_last, 1);
+  const Tensor4 weight(dtype, d.in, d.out / d.groups, d.kernel, d.kernel, false, 0.3);
+  const Tensor4 bias(dtype, 1, 1, 1, d.out, false, 1), y(dtype, n, d.out, H, W, channels_last, 0);
+  ConvTransposeArgs a{};
+  a.x = x.image, a.weight = weight.image, a.groups = d.groups, a.stride_h = a.stride_w = d.stride;
+  a.offset_h = a.offset_w = offset, a.pixelwise = channels_last;
+  ConvTransposeArgs b = a;
+  a.output = y.image, a.bias = bias.image.data, a.skip = skip.image, a.skip_scale = 0.5;
+  const ConvTransposePlan plan = k.conv_transpose_plan(a);
+  for_units(1, plan.packed_bytes, [&](int64_t, void* packed) {
+    a.packed = packed;
+    for (int64_t unit = 0; unit < plan.pack_units; ++unit) k.conv_transpose_pack(a, unit);
+    for_units(plan.units, plan.scratch_bytes, [&](int64_t u, void* s) { k.conv_transpose_add(a, u, s); });
+  });
+  y.print(name + " conv_transpose_add");
+
+  const Tensor4 grad_x(dtype, n, d.in, h, w, channels_last, 0);
+  const Tensor4 grad_weight(dtype, d.in, d.out / d.groups, d.kernel, d.kernel, false, 0);
+  b.output = skip.image, b.grad_x = grad_x.image, b.grad_weight = grad_weight.image;
+  const ConvTransposePlan back = k.conv_transpose_backward_plan(b);
+  std::vector<char> parts(back.parts_bytes + 64);
+  b.parts = parts.data() + (64 - reinterpret_cast<uintptr_t>(parts.data()) % 64) % 64;
+  for_units(1, back.packed_bytes, [&](int64_t, void* packed) {
+    b.packed = packed;
+    for (int64_t unit = 0; unit < back.pack_units; ++unit) k.conv_transpose_backward_pack(b, unit);
+    for_units(back.units, back.scratch_bytes, [&](int64_t u, void* s) { k.conv_transpose_backward(b, u, s); });
+    for (int64_t unit = 0; unit < back.sum_units; ++unit) k.conv_transpose_sum_parts(b, unit);
+  });
+  grad_x.print(name + " conv_transpose_grad_x");
+  grad_weight.print(name + " conv_transpose_grad_weight");
+}
+
 void run_scores(const std::string& name, DType dtype, bool channels_last) {
   const int64_t n = 2, channels = 300, c = 19, h = 5, w = 9;
   const DType arithmetic = dtype == DType::kDouble ? DType::kDouble : DType::kFloat;
@@ -220,8 +302,20 @@ int main() {
                  channels_last);
     }
   }
+  // Dense with a partial tap, depthwise, in groups, and with a kernel of the stride, which is a product of matrices.
+  const Deconvolution deconvolutions[] = {
+      {"dense", 5, 6, 1, 5, 2}, {"depthwise", 7, 7, 7, 16, 8}, {"groups", 6, 4, 2, 4, 2}, {"patches", 9, 7, 1, 2, 2}};
+  for (const auto& conv : deconvolutions) {
+    for (const auto& d : dtypes) {
+      for (bool channels_last : {false, true}) {
+        run_conv(conv, std::string(conv.name) + " " + d.first + (channels_last ? " channels_last" : " contiguous"),
+                 d.second, channels_last);
+      }
+    }
+  }
   for (const auto& s : samplings) {
     for (const auto& d : dtypes) {
+      run_heads(std::string(s.first) + " " + d.first + " contiguous", s.second, d.second);
       for (bool channels_last : {false, true}) {
         run_case(std::string(s.first) + " " + d.first + (channels_last ? " channels_last" : " contiguous"), s.second,
                  d.second, channels_last);
