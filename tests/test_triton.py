@@ -14,7 +14,9 @@ from conftest import Backend
 
 pytest.importorskip("triton")
 
+import test_channel_sum
 import test_conv_transpose_add
+import test_conv_transpose_concat
 import test_score_argmax
 import test_score_cross_entropy
 import test_score_softmax
@@ -545,3 +547,68 @@ class TestConvTransposeAdd:
             f = lambda *t, g=groups: fk.conv_transpose_add(*t, stride=2, groups=g, offset=(1, 0))  # noqa: E731
             assert torch.autograd.gradcheck(f, tensors, fast_mode=True)
             assert torch.autograd.gradgradcheck(f, tensors, fast_mode=True)
+
+
+@warnings
+class TestConvTransposeConcat:
+    @pytest.mark.parametrize("options", test_conv_transpose_concat.OPTIONS)
+    def test_options(self, triton_backend: Backend, options: str) -> None:
+        test_conv_transpose_concat.test_equals_torch(triton_backend, options, "contiguous", torch.float32)
+
+    @pytest.mark.parametrize("options", ["crop", "depthwise"])
+    @pytest.mark.parametrize("layout", ["channels_last", "sliced", "batch-inside"])
+    def test_layouts(self, triton_backend: Backend, layout: str, options: str) -> None:
+        test_conv_transpose_concat.test_equals_torch(triton_backend, options, layout, torch.float32)
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
+    def test_dtypes(self, triton_backend: Backend, dtype: torch.dtype) -> None:
+        for options in ("unet", "depthwise"):
+            test_conv_transpose_concat.test_equals_torch(triton_backend, options, "contiguous", dtype)
+
+    @pytest.mark.parametrize("groups", [1, 4])
+    def test_bfloat16(self, triton_backend: Backend, groups: int) -> None:
+        tensors = [
+            torch.randn(shape, device=triton_backend.device).bfloat16()
+            for shape in ((1, 4, 2, 3), (4, 4 // groups, 2, 2), (1, 3, 4, 6), (4,))
+        ]
+        check_truncated(lambda x: fk.conv_transpose_concat(x, *tensors[1:], stride=2, groups=groups), tensors[0])
+
+    def test_values_that_are_not_finite(self, triton_backend: Backend) -> None:
+        test_conv_transpose_concat.test_values_that_are_not_finite(triton_backend, 4, 3, 3, torch.inf)
+
+    def test_small_ones(self, triton_backend: Backend) -> None:
+        test_conv_transpose_concat.test_only_the_gradients_that_are_asked_for(triton_backend)
+        test_conv_transpose_concat.test_the_gradient_of_a_whole_skip_is_no_copy(triton_backend)
+        test_conv_transpose_concat.test_empty_batch(triton_backend)
+
+    def test_gradients_of_all_orders(self, triton_backend: Backend) -> None:
+        options = {"dtype": torch.float64, "device": triton_backend.device, "requires_grad": True}
+        shapes = ((1, 2, 1, 2), (2, 1, 2, 2), (1, 1, 3, 5), (2,))
+        tensors = tuple(torch.randn(shape, **options) for shape in shapes)
+        f = lambda *t: fk.conv_transpose_concat(*t, stride=2, groups=2, skip_offset=(1, 0))  # noqa: E731
+        assert torch.autograd.gradcheck(f, tensors, fast_mode=True)
+        assert torch.autograd.gradgradcheck(f, tensors, fast_mode=True)
+
+
+@warnings
+class TestChannelSum:
+    @pytest.mark.parametrize("layout", LAYOUTS)
+    def test_layouts(self, triton_backend: Backend, layout: str) -> None:
+        for shape in ((2, 5, 3, 4), (1, 37, 40, 81), (0, 3, 2, 2)):
+            test_channel_sum.test_equals_torch(triton_backend, shape, layout, torch.float32)
+
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    def test_dtypes(self, triton_backend: Backend, dtype: torch.dtype) -> None:
+        test_channel_sum.test_equals_torch(triton_backend, (2, 2, 60, 70), "contiguous", dtype)
+
+    @pytest.mark.parametrize("values", ["nan", "inf", "jumps"])
+    def test_values(self, triton_backend: Backend, values: str) -> None:
+        test_channel_sum.test_values(triton_backend, values)
+
+    def test_same_bits(self, triton_backend: Backend) -> None:
+        x = torch.randn(2, 3, 60, 70, device=triton_backend.device)
+        assert test_channel_sum.SUM(x).equal(test_channel_sum.SUM(x))
+
+    def test_gradcheck(self, triton_backend: Backend) -> None:
+        x = torch.randn(2, 3, 2, 2, dtype=torch.float64, device=triton_backend.device, requires_grad=True)
+        assert torch.autograd.gradcheck(lambda t: test_channel_sum.SUM(t * t), x, fast_mode=True)

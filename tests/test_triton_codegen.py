@@ -59,6 +59,17 @@ def test_depthwise_upsampling_streams(tmp_path: Path) -> None:
         assert row["registers"] <= 64, row  # eight blocks of four warps
 
 
+def test_channels_are_copied_and_summed_in_wide_accesses(tmp_path: Path) -> None:
+    found = rows(tmp_path, "conv_transpose_concat", "512 to 256, 2x, fp32, contiguous", "sm_80", "gfx942")
+    copies = [row for row in found if row["kernel"] == "copy_kernel"]
+    assert len(copies) == 2
+    for row in copies:
+        assert max(row["load_bits"]) >= 64, row
+        assert max(row["store_bits"]) >= 64, row
+    for row in rows(tmp_path, "channel_sum", "512 to 256, 2x, fp32, contiguous", "sm_90"):
+        assert max(row["load_bits"]) >= 64, row
+
+
 @pytest.mark.parametrize(
     ("operator", "case"),
     [("conv_transpose_add", "21 to 21, 2x, bf16"), ("conv_transpose_add_backward", "512 to 256, 2x, tf32")],

@@ -233,6 +233,19 @@ def _transposed(op: Callable) -> Iterator[tuple[str, str, Callable[[], Any]]]:
                 }
                 for name, arguments in calls.items():
                     yield name, case, _allowing(allowed, op(name, *arguments))
+                if allowed == "highest":
+                    channels = "channels_last" if layout == torch.channels_last else "contiguous"
+                    yield from _concatenated(op, f"{shape}, {_NAMES[dtype]}, {channels}", x, y, weight, *where)
+
+
+def _concatenated(
+    op: Callable, case: str, x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, *where: Any
+) -> Iterator[tuple[str, str, Callable[[], Any]]]:
+    """U-Net's fusion beside features as many as those of y, and the gradient of its bias."""
+    bias = torch.empty(y.shape[1], dtype=y.dtype)
+    arguments = (x, weight, y[:1].expand(y.shape), bias, *where, y.shape[2:], (0, 0))
+    yield "conv_transpose_concat", case, op("conv_transpose_concat", *arguments)
+    yield "channel_sum", case, op("channel_sum", y)
 
 
 def _allowing(precision: str, call: Callable[[], Any]) -> Callable[[], Any]:

@@ -8,8 +8,10 @@ from typing import Any
 
 # operator -> the module beside this file that has a function of its name
 KERNELS = {
+    "channel_sum": "channel_sum",
     "conv_transpose_add": "conv_transpose_add",
     "conv_transpose_add_backward": "conv_transpose_add",
+    "conv_transpose_concat": "conv_transpose_concat",
     "score_softmax": "score_softmax",
     "score_softmax_backward": "score_softmax",
     "score_argmax": "score_argmax",

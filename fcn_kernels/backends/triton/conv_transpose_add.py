@@ -269,35 +269,51 @@ def conv_transpose_add(
     skip_scale: float,
 ) -> Tensor:
     """Transposed convolution, crop and skip; see fcn_kernels.reference.conv_transpose_add."""
-    n, inputs, outputs = x.shape[0], x.shape[1] // groups, weight.shape[1]
     (H, W), (top, left) = output_size, skip_offset
-    y = empty_image(x, H, W, channels=outputs * groups)
+    y = empty_image(x, H, W, channels=weight.shape[1] * groups)
+    window = None if skip is None else skip[:, :, top : top + H, left : left + W]
+    transposed(x, weight, window, y, stride, groups, offset, skip_scale)
+    return y
+
+
+def transposed(
+    x: Tensor,
+    weight: Tensor,
+    window: Tensor | None,
+    y: Tensor,
+    stride: Sequence[int],
+    groups: int,
+    offset: Sequence[int],
+    scale: float = 1.0,
+) -> None:
+    """y = the crop of the transposed convolution + scale * window; y and window in any strides."""
     if y.numel() == 0:
-        return y
-    window = y if skip is None else skip[:, :, top : top + H, left : left + W]
+        return
+    n, inputs, outputs = x.shape[0], x.shape[1] // groups, weight.shape[1]
+    H, W = y.shape[2:]
+    other = y if window is None else window
     sizes = (*x.shape[2:], H, W, *weight.shape[2:], *stride, *offset)
-    tail = (*window.stride(), *y.stride(), float(skip_scale))
-    common = {"SKIP": skip is not None, "ACC": accumulator(x), "enable_fp_fusion": True}
-    common["INDEX"] = index_type((), x, weight, window, y)
+    tail = (*other.stride(), *y.stride(), float(scale))
+    common = {"SKIP": window is not None, "ACC": accumulator(x), "enable_fp_fusion": True}
+    common["INDEX"] = index_type((), x, weight, other, y)
     if _depthwise(inputs, outputs):
         block_c, block_w = image_blocks(x, y)
         grid = (n * H * triton.cdiv(W, block_w), triton.cdiv(groups, block_c))
         with device_of(x):
             depthwise_kernel[grid](
-                x, weight, window, y, groups, *sizes, *x.stride(), weight.stride(0), *weight.stride()[2:], *tail,
+                x, weight, other, y, groups, *sizes, *x.stride(), weight.stride(0), *weight.stride()[2:], *tail,
                 BLOCK_C=block_c, BLOCK_W=block_w, **common,
             )  # fmt: skip
-        return y
+        return
     taps = weight.permute(2, 3, 0, 1).contiguous()
     pixels = triton.cdiv(H, stride[0]) * triton.cdiv(W, stride[1])
     blocks = _blocks(pixels, outputs, x)
     programs = triton.cdiv(pixels, blocks["BLOCK_M"]) * triton.cdiv(outputs, blocks["BLOCK_N"])
     with device_of(x):
         dense_kernel[(programs * stride[0] * stride[1] * groups * n,)](
-            x, taps, window, y, groups, inputs, outputs, *sizes, *x.stride(), *taps.stride()[:3], *tail,
+            x, taps, other, y, groups, inputs, outputs, *sizes, *x.stride(), *taps.stride()[:3], *tail,
             **blocks, **common,
         )  # fmt: skip
-    return y
 
 
 def conv_transpose_add_backward(
