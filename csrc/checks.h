@@ -8,6 +8,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <algorithm>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -107,25 +108,41 @@ Tensor allocated(const std::vector<int64_t>& size, const Make& make) {
   }
 }
 
+// Strides of a dense tensor, as torch chooses them (those of an empty one too).
+inline std::vector<int64_t> strides_of(const std::vector<int64_t>& size, bool channels_last) {
+  if (channels_last) return {size[1] * size[2] * size[3], 1, size[1] * size[3], size[1]};
+  std::vector<int64_t> strides(size.size(), 1);
+  for (size_t i = size.size(); i-- > 1;) strides[i - 1] = strides[i] * std::max<int64_t>(size[i], 1);
+  return strides;
+}
+
+// A new tensor on the device of `like`. torch::stable::empty looks operators up by name, at a microsecond or two for
+// each tensor; the shim below does not.
+inline Tensor empty_dense(const Tensor& like, const std::vector<int64_t>& size, ScalarType dtype, bool channels_last) {
+  int64_t bytes = 8;
+  bool fits = true;
+  for (int64_t n : size) fits = fits && !__builtin_mul_overflow(bytes, std::max<int64_t>(n, 1), &bytes);
+  return allocated(size, [&] {
+    STD_TORCH_CHECK(fits, "more bytes than an int64 counts");
+    const std::vector<int64_t> strides = strides_of(size, channels_last);
+    int32_t device_type, device_index;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+    const int32_t code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
+    AtenTensorHandle tensor;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(size.size()), size.data(),
+                                                           strides.data(), code, device_type, device_index, &tensor));
+    return Tensor(tensor);
+  });
+}
+
 // [N, channels, height, width], laid out as `like`: channels_last if that is, else contiguous.
 inline Tensor empty_image(const Tensor& like, int64_t channels, int64_t height, int64_t width, ScalarType dtype) {
-  const std::vector<int64_t> size{like.size(0), channels, height, width};
-  const auto layout = is_channels_last(like) ? torch::headeronly::MemoryFormat::ChannelsLast
-                                             : torch::headeronly::MemoryFormat::Contiguous;
-  return allocated(size, [&] {
-    return torch::stable::empty(size, dtype, torch::headeronly::Layout::Strided, like.device(), std::nullopt, layout);
-  });
+  return empty_dense(like, {like.size(0), channels, height, width}, dtype, is_channels_last(like));
 }
 
 inline Tensor empty_image(const Tensor& like, int64_t height, int64_t width, ScalarType dtype) {
   return empty_image(like, like.size(1), height, width, dtype);
-}
-
-inline std::vector<int64_t> strides_of(const std::vector<int64_t>& size, bool channels_last) {
-  if (channels_last) return {size[1] * size[2] * size[3], 1, size[1] * size[3], size[1]};
-  std::vector<int64_t> strides(size.size(), 1);
-  for (size_t i = size.size() - 1; i-- > 0;) strides[i] = strides[i + 1] * size[i + 1];
-  return strides;
 }
 
 // `out` must be what the operator would allocate: for [N, ...] of this size, dtype and layout.
@@ -163,8 +180,8 @@ inline Tensor as_dtype(const Tensor& t, ScalarType dtype) {
   return allocated({t.numel()}, [&] { return torch::stable::to(t, dtype); });
 }
 
-inline Tensor empty_vector(const Tensor& like, std::vector<int64_t> size, ScalarType dtype) {
-  return allocated(size, [&] { return torch::stable::new_empty(like, size, dtype); });
+inline Tensor empty_vector(const Tensor& like, const std::vector<int64_t>& size, ScalarType dtype) {
+  return empty_dense(like, size, dtype, false);
 }
 
 // `out` where the caller gave one, else a new contiguous tensor.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -42,6 +43,10 @@ def encode_sampling(op: str, x: Tensor, sampling: Sampling | int | Sequence[int]
     height, width = x.shape[2:]
     if not isinstance(sampling, Sampling):
         try:
+            if isinstance(sampling, (tuple, list)) and not torch.compiler.is_compiling():
+                sizes = (height, width, *sampling)
+                if _INT.issuperset(map(type, sizes)):
+                    return list(_encoded(*sizes))
             return Sampling.interpolate((height, width), sampling).encode()
         except (TypeError, ValueError) as error:
             raise type(error)(
@@ -51,6 +56,14 @@ def encode_sampling(op: str, x: Tensor, sampling: Sampling | int | Sequence[int]
     if h != height or w != width:
         raise ValueError(f"{op}: the sampling reads {h} x {w} pixels, but x has {height} x {width}")
     return sampling.encode()
+
+
+_INT = frozenset((int,))
+
+
+@lru_cache(maxsize=1024)
+def _encoded(height: int, width: int, *size: int) -> tuple[int, ...]:
+    return tuple(Sampling.interpolate((height, width), size).encode())
 
 
 def check_out(

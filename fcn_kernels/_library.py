@@ -3,7 +3,7 @@
 An operator is defined once, in `fcn_kernels/ops/NAME.py`:
 
     define("name(Tensor x, ...) -> Tensor", reference.name, fake)     # schema, any-device fallback, shapes
-    differentiable("name", backward, setup_context)                   # autograd, if it has one
+    _name = differentiable("name", backward, setup_context)           # autograd, if it has one, and how to call it
     batched_per_sample("name", ...) or batched_by_loop("name")        # vmap
     define_out("name")                                                # into a tensor that the caller gives
 
@@ -56,8 +56,31 @@ def write(results: Tensor | tuple, outs: dict[str, Tensor]) -> None:
         out.copy_(result)
 
 
-def differentiable(name: str, backward: Callable, setup_context: Callable) -> None:
+# Arguments that a plain call has: exactly these types, so no subclass of Tensor and no SymInt.
+_PLAIN = frozenset((Tensor, torch.nn.Parameter, torch.dtype, torch.Size, type(None), bool, int, float, list, tuple))
+
+
+_PRE_DISPATCH = torch._C.DispatchKey.PreDispatch
+_below_autograd = torch._C._AutoDispatchBelowAutograd
+
+
+def plain(*args: Any) -> bool:
+    """Whether nobody but autograd looks on: no compiler, tracer, transform, mode or subclass of Tensor."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._is_torch_function_mode_enabled()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._dispatch_tls_is_dispatch_key_included(_PRE_DISPATCH)
+        or torch._C._get_tracing_state() is not None
+    ) and _PLAIN.issuperset(map(type, args))
+
+
+def differentiable(name: str, backward: Callable, setup_context: Callable) -> Callable:
     """Give an operator its derivative: ``backward(ctx, *grads)``, ``setup_context(ctx, inputs, output)``.
+
+    Returns a function that calls the operator. Where a call is `plain` it leaves out torch's way through the kernel for
+    the key Autograd, which is written in Python and costs as much as a small native operator.
 
     Makes the same kernel for the key Autograd as `torch.library.register_autograd`, except that torch.func's transforms
     can differentiate it. They refuse `Function.apply`, because they want to see a function whole; an operator they
@@ -66,7 +89,7 @@ def differentiable(name: str, backward: Callable, setup_context: Callable) -> No
     op = getattr(getattr(torch.ops, NAMESPACE), name).default
 
     def below_autograd(keyset: Any, args: tuple) -> Any:
-        with torch._C._AutoDispatchBelowAutograd():
+        with _below_autograd():
             return op.redispatch(keyset & torch._C._after_autograd_keyset, *args)
 
     class Node(torch.autograd.Function):
@@ -93,9 +116,37 @@ def differentiable(name: str, backward: Callable, setup_context: Callable) -> No
         return apply(*args, keyset)
 
     _library.impl(name, kernel, "Autograd", with_keyset=True)
+    return _direct(op, backward, setup_context)
 
 
-def non_differentiable(name: str) -> None:
+def _direct(op: Any, backward_of_op: Callable, setup_context: Callable) -> Callable:
+    """What `differentiable` returns."""
+
+    class Node(torch.autograd.Function):
+        backward = staticmethod(backward_of_op)
+
+        @staticmethod
+        def forward(ctx: Any, *args: Any) -> Any:
+            with _below_autograd():
+                output = op(*args)
+            setup_context(ctx, args, output)
+            return output
+
+    Node.__name__ = f"{op.__name__.partition('.')[0]}_node"
+    apply = super(torch.autograd.Function, Node).apply
+
+    def call(*args: Any) -> Any:
+        if not plain(*args):
+            return op(*args)
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
+            return apply(*args)
+        with _below_autograd():
+            return op(*args)
+
+    return call
+
+
+def non_differentiable(name: str) -> Callable:
     """An operator whose outputs never require a gradient."""
 
     def setup_context(ctx: Any, inputs: tuple, output: Tensor | tuple) -> None:
@@ -104,10 +155,10 @@ def non_differentiable(name: str) -> None:
     def backward(ctx: Any, *grads: Tensor | None) -> tuple:
         raise RuntimeError(f"{name} has no derivative")
 
-    differentiable(name, backward, setup_context)
+    return differentiable(name, backward, setup_context)
 
 
-def once_differentiable(name: str, forward: str) -> None:
+def once_differentiable(name: str, forward: str) -> Callable:
     """An operator that is itself a derivative and refuses to be differentiated again."""
 
     def setup_context(ctx: Any, inputs: tuple, output: Tensor | tuple) -> None:
@@ -116,7 +167,7 @@ def once_differentiable(name: str, forward: str) -> None:
     def backward(ctx: Any, *grads: Tensor | None) -> tuple:
         raise RuntimeError(_refusal(forward))
 
-    differentiable(name, backward, setup_context)
+    return differentiable(name, backward, setup_context)
 
 
 def refuse_double_backward(name: str, gradient: Tensor, *inputs: Tensor | None) -> Tensor:

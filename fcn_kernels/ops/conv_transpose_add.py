@@ -24,7 +24,7 @@ from .._library import batched_per_sample, define, define_out, differentiable
 from ..sampling import Sampling
 from ._fakes import empty_image
 from .upsample import upsample
-from .upsample_add import window_gradient
+from .upsample_add import _upsample_add, window_gradient
 
 _LARGEST_STRIDE = 2**16  # csrc/cpu/conv_transpose.h says why
 
@@ -90,8 +90,8 @@ def _backward_of_backward(ctx: Any, u: Tensor | None, v: Tensor | None) -> tuple
     return grad_grad, grad_x, grad_weight, *(None,) * 5
 
 
-differentiable("conv_transpose_add", _backward, _setup_context)
-differentiable("conv_transpose_add_backward", _backward_of_backward, _setup_context_of_backward)
+_conv_transpose_add = differentiable("conv_transpose_add", _backward, _setup_context)
+_gradients = differentiable("conv_transpose_add_backward", _backward_of_backward, _setup_context_of_backward)
 batched_per_sample("conv_transpose_add", [0, 2])
 batched_per_sample("conv_transpose_add_backward", [0, 1], loop_if=lambda *args: args[7])
 
@@ -162,11 +162,8 @@ def _is_plain(t: Tensor) -> bool:
     )
 
 
-_upsample_add = torch.ops.fcn_kernels.upsample_add.default
 _upsample_add_out = torch.ops.fcn_kernels.upsample_add.out
-_conv_transpose_add = torch.ops.fcn_kernels.conv_transpose_add.default
 _conv_transpose_add_out = define_out("conv_transpose_add")
-_gradients = torch.ops.fcn_kernels.conv_transpose_add_backward.default
 
 
 def conv_transpose_add(

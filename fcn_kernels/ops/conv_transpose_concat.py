@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .. import reference
@@ -19,9 +18,9 @@ from .._checks import (
     check_window,
 )
 from .._library import batched_per_sample, define, define_out, differentiable
-from . import channel_sum  # noqa: F401
 from ._fakes import empty_image
-from .conv_transpose_add import check_conv_transpose
+from .channel_sum import channel_sum
+from .conv_transpose_add import _gradients, check_conv_transpose
 from .upsample_add import window_gradient
 
 define(
@@ -49,19 +48,16 @@ def _backward(ctx: Any, grad: Tensor) -> tuple:
     if need_skip:
         grad_skip = window_gradient(skip_grad, 1.0, ctx.skip_offset, ctx.skip_shape[2:])
     if need_bias:
-        grad_bias = _channel_sum(up_grad).to(grad.dtype)
+        grad_bias = channel_sum(up_grad).to(grad.dtype)
     if need_x or need_weight:
         grad_x, grad_weight = _gradients(up_grad, x, weight, ctx.stride, ctx.groups, ctx.offset, need_x, need_weight)
     return grad_x if need_x else None, grad_weight if need_weight else None, grad_skip, grad_bias, *(None,) * 5
 
 
-differentiable("conv_transpose_concat", _backward, _setup_context)
+_conv_transpose_concat = differentiable("conv_transpose_concat", _backward, _setup_context)
 batched_per_sample("conv_transpose_concat", [0, 2])
 
-_conv_transpose_concat = torch.ops.fcn_kernels.conv_transpose_concat.default
 _conv_transpose_concat_out = define_out("conv_transpose_concat")
-_gradients = torch.ops.fcn_kernels.conv_transpose_add_backward.default
-_channel_sum = torch.ops.fcn_kernels.channel_sum.default
 
 
 def conv_transpose_concat(

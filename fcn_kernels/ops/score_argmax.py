@@ -14,10 +14,9 @@ define(
     reference.score_argmax,
     lambda x, weight, bias, dtype: x.new_empty((x.shape[0], *x.shape[2:]), dtype=dtype),
 )
-non_differentiable("score_argmax")
+_score_argmax = non_differentiable("score_argmax")
 batched_per_sample("score_argmax", [0])
 
-_score_argmax = torch.ops.fcn_kernels.score_argmax.default
 _score_argmax_out = define_out("score_argmax")
 
 

@@ -82,7 +82,7 @@ def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple:
             grad = torch.where(total == 0, 0, grad / total)
         if ctx.reduction != reference.NONE:
             grad = grad.expand(lse.shape)
-        gradients = torch.ops.fcn_kernels.score_cross_entropy_backward(
+        gradients = _score_cross_entropy_backward(
             grad, x, weight, bias, target, class_weight, lse, ctx.ignore_index, ctx.label_smoothing, *need[:2]
         )
     else:
@@ -100,12 +100,10 @@ def _times(gradient: Tensor, factor: Tensor) -> Tensor:
     return gradient if seen and not factor.requires_grad and factor == 1 else gradient * factor
 
 
-differentiable("score_cross_entropy", _backward, _setup_context)
-once_differentiable("score_cross_entropy_backward", "score_cross_entropy")
+_score_cross_entropy = differentiable("score_cross_entropy", _backward, _setup_context)
+_score_cross_entropy_backward = once_differentiable("score_cross_entropy_backward", "score_cross_entropy")
 batched_per_sample("score_cross_entropy", [0, 3], loop_if=lambda *args: args[6] != reference.NONE)
 batched_by_loop("score_cross_entropy_backward")
-
-_score_cross_entropy = torch.ops.fcn_kernels.score_cross_entropy.default
 
 
 def score_cross_entropy(

@@ -45,13 +45,11 @@ def _backward(ctx: Any, grad: Tensor) -> tuple:
     )
 
 
-differentiable("score_softmax", _backward, _setup_context)
-once_differentiable("score_softmax_backward", "score_softmax_backward")
+_score_softmax = differentiable("score_softmax", _backward, _setup_context)
+_score_softmax_backward = once_differentiable("score_softmax_backward", "score_softmax_backward")
 batched_per_sample("score_softmax", [0])
 batched_by_loop("score_softmax_backward")
 
-_score_softmax = torch.ops.fcn_kernels.score_softmax.default
-_score_softmax_backward = torch.ops.fcn_kernels.score_softmax_backward.default
 _score_softmax_out = define_out("score_softmax")
 
 

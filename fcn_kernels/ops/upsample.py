@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .. import reference
@@ -30,20 +29,19 @@ def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
     ctx.sampling = inputs[1]
 
 
-differentiable(
+_upsample = differentiable(
     "upsample",
-    lambda ctx, grad: (torch.ops.fcn_kernels.upsample_backward(grad, ctx.sampling), None),
+    lambda ctx, grad: (_upsample_backward(grad, ctx.sampling), None),
     _setup_context,
 )
-differentiable(
+_upsample_backward = differentiable(
     "upsample_backward",
-    lambda ctx, grad: (torch.ops.fcn_kernels.upsample(grad, ctx.sampling), None),
+    lambda ctx, grad: (_upsample(grad, ctx.sampling), None),
     _setup_context,
 )
 batched_per_sample("upsample", [0])
 batched_per_sample("upsample_backward", [0])
 
-_upsample = torch.ops.fcn_kernels.upsample.default
 _upsample_out = define_out("upsample")
 
 

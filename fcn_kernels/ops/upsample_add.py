@@ -22,6 +22,7 @@ from .._checks import (
 from .._library import batched_per_sample, define, define_out, differentiable
 from ..sampling import Sampling
 from ._fakes import empty_image, output_size
+from .upsample import _upsample_backward
 
 define(
     "upsample_add(Tensor x, Tensor skip, SymInt[] sampling, SymInt[] skip_offset, float skip_scale) -> Tensor",
@@ -48,16 +49,15 @@ def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
 def _backward(ctx: Any, grad: Tensor) -> tuple:
     grad_x = grad_skip = None
     if ctx.needs_input_grad[0]:
-        grad_x = torch.ops.fcn_kernels.upsample_backward(grad, ctx.sampling)
+        grad_x = _upsample_backward(grad, ctx.sampling)
     if ctx.needs_input_grad[1]:
         grad_skip = window_gradient(grad, ctx.skip_scale, ctx.skip_offset, ctx.skip_size)
     return grad_x, grad_skip, None, None, None
 
 
-differentiable("upsample_add", _backward, _setup_context)
+_upsample_add = differentiable("upsample_add", _backward, _setup_context)
 batched_per_sample("upsample_add", [0, 1])
 
-_upsample_add = torch.ops.fcn_kernels.upsample_add.default
 _upsample_add_out = define_out("upsample_add")
 
 

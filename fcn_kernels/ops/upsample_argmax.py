@@ -26,10 +26,9 @@ define(
     reference.upsample_argmax,
     _fake,
 )
-non_differentiable("upsample_argmax")
+_upsample_argmax = non_differentiable("upsample_argmax")
 batched_per_sample("upsample_argmax", [0])
 
-_upsample_argmax = torch.ops.fcn_kernels.upsample_argmax.default
 _upsample_argmax_out = define_out("upsample_argmax", "labels_out", "confidence_out")
 
 

@@ -19,9 +19,10 @@ from .._checks import (
     reduction_code,
     target_size,
 )
-from .._library import batched_per_sample, define, differentiable, once_differentiable, refuse_double_backward
+from .._library import batched_per_sample, define, differentiable, once_differentiable
 from ..sampling import Sampling
 from ._fakes import empty_arithmetic, empty_image, input_size, output_size
+from ._losses import reduced_gradient
 
 
 def _fake(x, target, pos_weight, sampling, ignore_index, reduction, with_grad):
@@ -48,38 +49,37 @@ define(
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-    x, target, pos_weight, ctx.sampling, ctx.ignore_index, ctx.reduction, _ = inputs
+    x, target, pos_weight, *ctx.options, _ = inputs
     _, total, gradient = output
     ctx.mark_non_differentiable(total, gradient)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, target, pos_weight, total, gradient)
+    ctx.complete = gradient.dim() > 1  # but for a factor
+    ctx.save_for_backward(x, *((total, gradient) if ctx.complete else (target, pos_weight)))
 
 
 def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple:
     if grad is None:
         return (None,) * 7
-    x, target, pos_weight, total, gradient = ctx.saved_tensors
-    if ctx.reduction == reference.NONE:
-        grad_x = torch.ops.fcn_kernels.upsample_binary_cross_entropy_backward(
-            grad, x, target, pos_weight, ctx.sampling, ctx.ignore_index
-        )
-        return grad_x, None, None, None, None, None, None
-    if gradient.dim() == 1:  # with_grad was false
-        options = (pos_weight, ctx.sampling, ctx.ignore_index, ctx.reduction, True)
-        _, total, gradient = torch.ops.fcn_kernels.upsample_binary_cross_entropy(x.detach(), target, *options)
-    factor = grad / total if ctx.reduction != reference.SUM else grad
-    if ctx.reduction == reference.MEAN:
-        factor = torch.where(total == 0, 0, factor)
-    grad_x = refuse_double_backward("upsample_binary_cross_entropy", (gradient * factor).to(x.dtype), x, grad)
+    sampling, ignore_index, reduction = ctx.options
+    if ctx.complete:
+        x, total, gradient = ctx.saved_tensors
+    else:
+        x, target, pos_weight = ctx.saved_tensors
+        if reduction == reference.NONE:
+            grad_x = _upsample_binary_cross_entropy_backward(grad, x, target, pos_weight, sampling, ignore_index)
+            return grad_x, None, None, None, None, None, None
+        # with_grad was false
+        _, total, gradient = _upsample_binary_cross_entropy(x.detach(), target, pos_weight, *ctx.options, True)
+    grad_x = reduced_gradient("upsample_binary_cross_entropy", gradient, grad, total, reduction, x)
     return grad_x, None, None, None, None, None, None
 
 
-differentiable("upsample_binary_cross_entropy", _backward, _setup_context)
-once_differentiable("upsample_binary_cross_entropy_backward", "upsample_binary_cross_entropy")
+_upsample_binary_cross_entropy = differentiable("upsample_binary_cross_entropy", _backward, _setup_context)
+_upsample_binary_cross_entropy_backward = once_differentiable(
+    "upsample_binary_cross_entropy_backward", "upsample_binary_cross_entropy"
+)
 batched_per_sample("upsample_binary_cross_entropy", [0, 1], loop_if=lambda *args: args[5] != reference.NONE)
 batched_per_sample("upsample_binary_cross_entropy_backward", [0, 1, 2])
-
-_upsample_binary_cross_entropy = torch.ops.fcn_kernels.upsample_binary_cross_entropy.default
 
 
 def upsample_binary_cross_entropy(

@@ -24,10 +24,8 @@ define(
     _fallback,
     lambda x, target, sampling, ignore_index: x.new_empty((x.shape[1], x.shape[1]), dtype=torch.int64),
 )
-non_differentiable("upsample_confusion_matrix")
+_upsample_confusion_matrix = non_differentiable("upsample_confusion_matrix")
 batched_by_loop("upsample_confusion_matrix")
-
-_upsample_confusion_matrix = torch.ops.fcn_kernels.upsample_confusion_matrix.default
 
 
 def upsample_confusion_matrix(

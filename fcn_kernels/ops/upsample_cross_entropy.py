@@ -21,9 +21,10 @@ from .._checks import (
     reduction_code,
     target_size,
 )
-from .._library import batched_per_sample, define, differentiable, once_differentiable, refuse_double_backward
+from .._library import batched_per_sample, define, differentiable, once_differentiable
 from ..sampling import Sampling
 from ._fakes import empty_arithmetic, empty_image, input_size, output_size
+from ._losses import reduced_gradient
 
 
 def _fake(x, target, weight, sampling, ignore_index, reduction, label_smoothing, with_grad):
@@ -55,41 +56,35 @@ define(
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-    x, target, weight, ctx.sampling, ctx.ignore_index, ctx.reduction, ctx.label_smoothing, _ = inputs
+    x, target, weight, *ctx.options, _ = inputs
     _, total, gradient, lse = output
     ctx.mark_non_differentiable(total, gradient, lse)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, target, weight, total, gradient, lse)
+    ctx.complete = gradient.dim() > 1  # but for a factor
+    ctx.save_for_backward(x, *((total, gradient) if ctx.complete else (target, weight, lse)))
 
 
 def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple:
     if grad is None:
         return (None,) * 8
-    x, target, weight, total, gradient, lse = ctx.saved_tensors
-    missing = (lse if ctx.reduction == reference.NONE else gradient).dim() == 1  # with_grad was false
-    if missing:
-        options = (weight, ctx.sampling, ctx.ignore_index, ctx.reduction, ctx.label_smoothing, True)
-        _, total, gradient, lse = torch.ops.fcn_kernels.upsample_cross_entropy(x.detach(), target, *options)
-    if ctx.reduction == reference.NONE:
-        grad_x = torch.ops.fcn_kernels.upsample_cross_entropy_backward(
-            grad, x, target, weight, lse, ctx.sampling, ctx.ignore_index, ctx.label_smoothing
-        )
+    sampling, ignore_index, reduction, label_smoothing = ctx.options
+    if ctx.complete:
+        x, total, gradient = ctx.saved_tensors
     else:
-        # The gradient is kept undivided in the arithmetic dtype and rounded once: that of one pixel is about
-        # 1 / (N H W), which float16 cannot hold. Without a pixel that counts it is zero, as torch has it.
-        factor = grad / total if ctx.reduction != reference.SUM else grad
-        if ctx.reduction == reference.MEAN:
-            factor = torch.where(total == 0, 0, factor)
-        grad_x = refuse_double_backward("upsample_cross_entropy", (gradient * factor).to(x.dtype), x, grad)
+        x, target, weight, lse = ctx.saved_tensors
+        if reduction != reference.NONE or lse.dim() == 1:  # with_grad was false
+            _, total, gradient, lse = _upsample_cross_entropy(x.detach(), target, weight, *ctx.options, True)
+    if reduction == reference.NONE:
+        grad_x = _upsample_cross_entropy_backward(grad, x, target, weight, lse, sampling, ignore_index, label_smoothing)
+    else:
+        grad_x = reduced_gradient("upsample_cross_entropy", gradient, grad, total, reduction, x)
     return grad_x, None, None, None, None, None, None, None
 
 
-differentiable("upsample_cross_entropy", _backward, _setup_context)
-once_differentiable("upsample_cross_entropy_backward", "upsample_cross_entropy")
+_upsample_cross_entropy = differentiable("upsample_cross_entropy", _backward, _setup_context)
+_upsample_cross_entropy_backward = once_differentiable("upsample_cross_entropy_backward", "upsample_cross_entropy")
 batched_per_sample("upsample_cross_entropy", [0, 1], loop_if=lambda *args: args[5] != reference.NONE)
 batched_per_sample("upsample_cross_entropy_backward", [0, 1, 2, 4])
-
-_upsample_cross_entropy = torch.ops.fcn_kernels.upsample_cross_entropy.default
 
 
 class CrossEntropyExtras(NamedTuple):

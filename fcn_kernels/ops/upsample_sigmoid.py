@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .. import reference
@@ -33,15 +32,14 @@ def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> tuple:
     (output,) = ctx.saved_tensors
-    return torch.ops.fcn_kernels.upsample_sigmoid_backward(grad, output, ctx.sampling), None
+    return _upsample_sigmoid_backward(grad, output, ctx.sampling), None
 
 
-differentiable("upsample_sigmoid", _backward, _setup_context)
-once_differentiable("upsample_sigmoid_backward", "upsample_sigmoid")
+_upsample_sigmoid = differentiable("upsample_sigmoid", _backward, _setup_context)
+_upsample_sigmoid_backward = once_differentiable("upsample_sigmoid_backward", "upsample_sigmoid")
 batched_per_sample("upsample_sigmoid", [0])
 batched_per_sample("upsample_sigmoid_backward", [0, 1])
 
-_upsample_sigmoid = torch.ops.fcn_kernels.upsample_sigmoid.default
 _upsample_sigmoid_out = define_out("upsample_sigmoid")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .. import reference
@@ -33,15 +32,14 @@ def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> tuple:
     (output,) = ctx.saved_tensors
-    return torch.ops.fcn_kernels.upsample_softmax_backward(grad, output, ctx.sampling, ctx.log), None, None
+    return _upsample_softmax_backward(grad, output, ctx.sampling, ctx.log), None, None
 
 
-differentiable("upsample_softmax", _backward, _setup_context)
-once_differentiable("upsample_softmax_backward", "upsample_softmax")
+_upsample_softmax = differentiable("upsample_softmax", _backward, _setup_context)
+_upsample_softmax_backward = once_differentiable("upsample_softmax_backward", "upsample_softmax")
 batched_per_sample("upsample_softmax", [0])
 batched_per_sample("upsample_softmax_backward", [0, 1])
 
-_upsample_softmax = torch.ops.fcn_kernels.upsample_softmax.default
 _upsample_softmax_out = define_out("upsample_softmax")
 
 
