@@ -2,23 +2,33 @@
 
     pytest benchmarks                                   # everything
     pytest benchmarks/bench_upsample_argmax.py -k c21   # some of it
+    pytest benchmarks --compile                         # torch.compile too; --compile=max-autotune in that mode
+    pytest benchmarks --peak-memory                     # with a process for each method, to take its peak
     pytest benchmarks --benchmark-json=FILE             # as data
 
-`fcn-kernels bench` measures the same workloads interleaved: read ratios there. These suites are for work on one
-operator, and for `--benchmark-compare` between commits.
+Every method is checked against eager PyTorch in float64 before it is timed. `fcn-kernels bench` measures the same
+workloads interleaved: read ratios there. These suites are for work on one operator, and for `--benchmark-compare`
+between commits and `--benchmark-histogram`.
 """
+
+import functools
+import os
 
 import pytest
 import torch
 
-from fcn_kernels.benchmarking import measure
+from benchmarks.cases import bandwidth
+from fcn_kernels.benchmarking import measure, memory
+from fcn_kernels.benchmarking.agreement import Agreement
 from fcn_kernels.benchmarking.worker import methods_for
 from fcn_kernels.benchmarking.workload import call_of
 from fcn_kernels.benchmarking.workloads import WORKLOADS, workload
 
 
 def pytest_addoption(parser):
-    parser.addoption("--compile", action="store_true", help="torch.compile too (slow to start)")
+    modes = ["default", "reduce-overhead", "max-autotune"]
+    parser.addoption("--compile", nargs="?", const="default", choices=modes, help="torch.compile too (slow to start)")
+    parser.addoption("--peak-memory", action="store_true", help="peak memory of every method, in extra_info")
 
 
 def pytest_generate_tests(metafunc):
@@ -39,25 +49,53 @@ def pytest_generate_tests(metafunc):
 
 
 @pytest.fixture(scope="session")
-def bandwidth():
-    return measure.copy_bandwidth()
+def rates():
+    return measure.rates()
 
 
 def pytest_benchmark_update_machine_info(config, machine_info):
     machine_info["fcn_kernels"] = measure.provenance()
 
 
+@functools.lru_cache(maxsize=1)
+def agreement(name, inputs):
+    """Of the workload at hand: its oracle is computed once for all methods."""
+    job = workload(name)
+    return Agreement(job, job.make(inputs))
+
+
+def extra_info(job, seconds, rates):
+    """What a time is to be judged by. Bytes and operations are those of the fused operator, for all methods alike."""
+    copying = job.traffic / bandwidth(rates, job.traffic)
+    computing = job.operations / rates["multiply_adds_per_second"]
+    floor = max(copying, computing)
+    where = measure.provenance()
+    return {
+        "bytes that must move": job.traffic,
+        "GB/s": round(job.traffic / seconds / 1e9, 3),
+        "% of copy bandwidth": round(100 * copying / seconds, 2),
+        "arithmetic floor, ms": round(1e3 * computing, 4) if job.operations else None,
+        "% of the floor": round(100 * floor / seconds, 2),
+        **{key: where[key] for key in ("threads", "torch", "fcn_kernels", "instruction_set", "commit")},
+    }
+
+
 @pytest.fixture
-def measured(benchmark, job, bandwidth):
-    """Times one method of a workload; GB/s are those of the bytes that the fused operator must move."""
-    name, inputs, method = job
+def measured(benchmark, job, rates, request):
+    """Times one method of a workload, after a check of its results."""
+    name, inputs, method_name = job
     chosen = workload(name)
+    method = chosen.method(method_name)
     torch._dynamo.reset()
-    call = call_of(chosen.method(method), chosen.make(inputs))
-    call()
+    call = call_of(method, chosen.make(inputs), mode=request.config.getoption("--compile"))
+    results = call()
+    if method.role != "yardstick":
+        assert not agreement(name, inputs).complaints(method, results)
     benchmark.group = f"{name}, {inputs}"
     result = benchmark(call)
-    rate = chosen.traffic / benchmark.stats.stats.median
-    benchmark.extra_info["GB/s"] = round(rate / 1e9, 3)
-    benchmark.extra_info["% of copy bandwidth"] = round(100 * rate / bandwidth, 2)
+    benchmark.extra_info.update(extra_info(chosen, benchmark.stats.stats.median, rates))
+    if request.config.getoption("--peak-memory") and memory.can_measure():
+        os.environ.update(measure.REGIMES["exact"])  # for the process to come
+        peak = memory.in_fresh_process(memory.peak_memory, name, method_name, torch.get_num_threads())
+        benchmark.extra_info["peak memory, MB"] = round(peak / 1e6, 3)
     return result

@@ -1,12 +1,15 @@
 """`make report`: what README.md and docs/performance.md show is what was measured, losses included."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
 pytest.importorskip("matplotlib")
 
-from benchmarks import cases, check, goals, plots, report
+from benchmarks import cases, check, goals, plots, report, scaling
+from fcn_kernels.benchmarking import memory
 from fcn_kernels.benchmarking.report import JUDGED
 
 
@@ -143,3 +146,67 @@ def test_check_measures_and_the_command_fails_where_the_committed_ratio_was_high
         found["milliseconds"][JUDGED]["random"]["fused"] = fused | slower
         assert check.main() == code
         assert word in capsys.readouterr().out
+
+
+# --- what else the report shows ---
+
+
+def test_commands_write_what_the_report_reads(monkeypatch, tmp_path):
+    run = [sys.executable, "-m"]
+    for name, arguments in {
+        "overhead": [
+            "benchmarks.bench_overhead",
+            "--only",
+            "upsample_cross_entropy",
+            "--no-compile",
+            "--seconds",
+            "0.01",
+        ],
+        "scaling": [
+            "benchmarks.scaling",
+            "--axes",
+            "classes",
+            "batch",
+            scaling.MEMORY,
+            "--limit",
+            "4",
+            "--seconds",
+            "0.01",
+        ],
+        "end-to-end": [
+            "benchmarks.end_to_end",
+            "--side",
+            "64",
+            "--batches",
+            "1",
+            "--methods",
+            "eager",
+            "fused",
+            "--runs",
+            "1",
+        ],
+    }.items():
+        found = tmp_path / f"{name}.json"
+        subprocess.run([*run, *arguments, "--json", str(found)], check=True, cwd=cases.ROOT, capture_output=True)
+    monkeypatch.setattr(cases, "RESULTS", tmp_path)
+    (row,) = goals.of_overhead(cases.load("overhead"))
+    assert row.goal == "at most 1.5x"
+    assert any("forward + backward" in line for line in report.overhead(cases.load("overhead")))
+    lines = report.end_to_end(cases.load("end-to-end"))
+    assert sum("| fused |" in line for line in lines) == sum("| eager |" in line for line in lines) == 2
+    plots.scaling(cases.load("scaling"), tmp_path / "scaling.png")
+    assert (tmp_path / "scaling.png").stat().st_size > 5000
+
+
+def test_suites_say_what_a_time_is_to_be_judged_by(tmp_path):
+    found = tmp_path / "suite.json"
+    one = ["-k", "c21-8x8-64x64-random-fused", "--benchmark-min-rounds=2", "--benchmark-max-time=0.01", "--peak-memory"]
+    run = [sys.executable, "-m", "pytest", "benchmarks/bench_upsample_softmax.py", *one, f"--benchmark-json={found}"]
+    subprocess.run(run, check=True, cwd=cases.ROOT, capture_output=True)
+    (benchmark,) = json.loads(found.read_text())["benchmarks"]
+    info = benchmark["extra_info"]
+    assert benchmark["group"] == "upsample_softmax-c21-8x8-64x64, random"
+    assert info["bytes that must move"] == 4 * 21 * (8 * 8 + 64 * 64)
+    assert 0 < info["% of copy bandwidth"] <= info["% of the floor"]
+    assert {"GB/s", "arithmetic floor, ms", "threads", "torch", "commit"} <= info.keys()
+    assert ("peak memory, MB" in info) == memory.can_measure()

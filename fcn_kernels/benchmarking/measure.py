@@ -142,13 +142,13 @@ def copy_bandwidth(megabytes: float = 256, seconds: float = 0.5) -> float:
     source = torch.ones(int(megabytes * 2**17))
     target = torch.empty_like(source)
     timing = interleaved({"copy": lambda: target.copy_(source)}, seconds)["copy"]
-    return 2 * source.nbytes / (timing.median / 1e3)
+    return 2 * source.nbytes / (timing.fastest / 1e3)
 
 
 def multiply_adds(side: int = 1024, seconds: float = 0.5) -> float:
     """Multiply-adds per second of a product of float32 matrices: what arithmetic can reach."""
     a, b = torch.ones(side, side), torch.ones(side, side)
-    return side**3 / (interleaved({"product": lambda: a @ b}, seconds)["product"].median / 1e3)
+    return side**3 / (interleaved({"product": lambda: a @ b}, seconds)["product"].fastest / 1e3)
 
 
 def rates(seconds: float = 0.3) -> dict[str, object]:

@@ -56,8 +56,11 @@ class Workload:
         return next(method for method in self.methods if method.name == name)
 
 
-def call_of(method: Method, tensors: Tensors) -> Callable[[], Tensors]:
-    """A call that does the job once, and the backward pass where an input wants a gradient, returning all results."""
+def call_of(method: Method, tensors: Tensors, mode: str | None = None) -> Callable[[], Tensors]:
+    """A call that does the job once, and the backward pass where an input wants a gradient, returning all results.
+
+    `mode` is that of `torch.compile`, where the method is compiled.
+    """
     if method.channels_last:
         tensors = {
             name: t.detach().contiguous(memory_format=torch.channels_last).requires_grad_(t.requires_grad)
@@ -65,7 +68,7 @@ def call_of(method: Method, tensors: Tensors) -> Callable[[], Tensors]:
             else t
             for name, t in tensors.items()
         }
-    function = torch.compile(method.function, dynamic=False) if method.compiled else method.function
+    function = torch.compile(method.function, dynamic=False, mode=mode) if method.compiled else method.function
     leaves = {name: t for name, t in tensors.items() if t.requires_grad}
     if not leaves:
 

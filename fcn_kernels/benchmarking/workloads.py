@@ -44,6 +44,7 @@ def _cross_entropy(
     speed_up: float | None = None,
     memory: float | None = None,
     quick: bool = False,
+    extended: bool = False,
 ) -> Workload:
     def make(kind: str) -> Tensors:
         x = small_scores(kind, batch, classes, small, large)
@@ -82,9 +83,10 @@ def _cross_entropy(
         # reads x, target; writes gradient
         traffic=batch * (2 * itemsize * classes * small[0] * small[1] + 8 * large[0] * large[1]),
         # two exponentials of 16, seeds and sums of each pixel; gradient: two Horner chains, four corners
-        operations=batch * progressions(classes, small, large, 32 + 12, 2 + 2),
+        operations=batch * progressions(classes, small, large, 32 + 12, 2 + 2) * max(1, itemsize // 4),
         full=4 * batch * classes * large[0] * large[1],
         quick=quick,
+        extended=extended,
         timed=memory is None,
     )
 
@@ -97,6 +99,7 @@ def _argmax(
     random: float | None = None,
     smooth: float | None = None,
     quick: bool = False,
+    extended: bool = False,
 ) -> Workload:
     def make(kind: str) -> Tensors:
         return {"x": small_scores(kind, 1, classes, small, large)}
@@ -130,6 +133,7 @@ def _argmax(
         traffic=4 * classes * small[0] * small[1] + 8 * large[0] * large[1],
         full=4 * classes * large[0] * large[1],
         quick=quick,
+        extended=extended,
     )
 
 
@@ -138,10 +142,12 @@ def _softmax(
     small: tuple[int, int],
     large: tuple[int, int],
     *,
+    dtype: torch.dtype = torch.float32,
     speed_up: float | None = None,
+    extended: bool = False,
 ) -> Workload:
     def make(kind: str) -> Tensors:
-        return {"x": small_scores(kind, 1, classes, small, large)}
+        return {"x": small_scores(kind, 1, classes, small, large).to(dtype)}
 
     def fused(x: Tensor) -> Tensor:
         return fcn_kernels.upsample_softmax(x, large)
@@ -150,19 +156,21 @@ def _softmax(
         return torch_ways.interpolate(x, large).softmax(1)
 
     name, title = named("upsample_softmax", classes, small, large)
+    suffix = "" if dtype == torch.float32 else str(dtype)[6:]
     return Workload(
-        name,
+        f"{name}-{suffix}" if suffix else name,
         "upsample_softmax",
-        f"N=1 {title}",
+        f"N=1 {title} {suffix}".rstrip(),
         make,
         (Method("fused", "fused", fused), *as_written(plain)),
         inputs=("photograph", "random"),
         goals=tuple(Goal("speed-up", speed_up, kind) for kind in ("photograph", "random")) if speed_up else (),
         # reads x; writes probabilities
-        traffic=4 * classes * (small[0] * small[1] + large[0] * large[1]),
+        traffic=torch.finfo(dtype).bits // 8 * classes * (small[0] * small[1] + large[0] * large[1]),
         # two exponentials of 16, seeds and sums of each pixel; multiplications, and shuffles into the order of pixels
         operations=progressions(classes, small, large, 32, 2 + 2 + 3),
         full=4 * classes * large[0] * large[1],
+        extended=extended,
     )
 
 
@@ -383,6 +391,24 @@ def _fcn8s(end: str, *, speed_up: float | None = None, quick: bool = False) -> W
 # Small logits of the memory goal: 8 * 150 * 128 * 128 float32. Allowed: three times as much, and 8 MB.
 _MEMORY = 3 * 8 * 150 * 128 * 128 * 4 + 8 * 10**6
 
+# Asked for by name or with --all: COCO-Stuff (171 classes), heatmaps of ImageNet's 1000, maps of 64 pixels, all dtypes.
+_FAMILY = (
+    *(
+        make(classes, small, large, extended=True)
+        for classes, small, large in (
+            (171, (80, 80), (640, 640)),
+            (1000, (12, 12), (96, 96)),
+            (21, (8, 8), (64, 64)),
+        )
+        for make in (_cross_entropy, _argmax, _softmax)
+    ),
+    *(
+        make(21, (64, 64), (512, 512), dtype=dtype, extended=True)
+        for dtype in (torch.float64, torch.float16, torch.bfloat16)
+        for make in (_cross_entropy, _softmax)
+    ),
+)
+
 WORKLOADS: tuple[Workload, ...] = (
     _fcn8s("cross_entropy", speed_up=20, quick=True),
     _fcn8s("argmax"),
@@ -407,6 +433,7 @@ WORKLOADS: tuple[Workload, ...] = (
     *SCORES,
     _unet(1024, 28, 64),
     _unet(128, 196, 568),
+    *_FAMILY,
 )
 
 
