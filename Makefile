@@ -8,6 +8,7 @@
 #   make coverage line coverage of the Python part and of csrc/cpu
 #   make bench    the main job in full, every workload with its goal (about ten minutes)
 #   make bench-check    whether ratios to the rivals are still those of the committed results (a minute)
+#   make results  measures again what is committed in benchmarks/results (an hour; a quiet machine), then make report
 #   make report   tables and pictures of README.md and docs/ from the committed results
 #   make suites   the pytest-benchmark suites
 #   make lint     ruff and clang-format
@@ -27,7 +28,7 @@ BUILD := $(shell nvidia-smi -L 2>/dev/null | grep -q GPU && echo auto || echo cp
 INSTALLED := $(VENV)/.installed-$(BUILD)
 SOURCES := $(wildcard csrc/* csrc/cpu/* csrc/cuda/*) setup.py build_kernels.py pyproject.toml
 
-.PHONY: demo story test fuzz sanitize coverage integrations bench bench-check report suites lint format cuda clean
+.PHONY: demo story test fuzz sanitize coverage integrations bench bench-check results report suites lint format cuda clean
 
 demo: $(INSTALLED)
 	$(BIN)/fcn-kernels demo --out build/demo $(ARGS)
@@ -61,6 +62,19 @@ bench: $(INSTALLED)
 
 bench-check: $(INSTALLED)
 	$(BIN)/python -m benchmarks.check $(ARGS)
+
+results: RESULTS := benchmarks/results
+results: AVX2 := --instruction-set avx2
+results: $(INSTALLED)
+	$(BIN)/fcn-kernels bench $(AVX2) --json $(RESULTS)/cpu-avx2.json
+	$(BIN)/fcn-kernels bench $(AVX2) --only score_ --json $(RESULTS)/cpu-avx2-scores.json
+	$(BIN)/fcn-kernels bench $(AVX2) --threads 1 --no-compile --json $(RESULTS)/cpu-avx2-1thread.json
+	$(BIN)/python -m benchmarks.sweep $(AVX2) --json $(RESULTS)/sweep-avx2.json
+	$(BIN)/python -m benchmarks.scaling $(AVX2) --json $(RESULTS)/scaling.json
+	$(BIN)/python -m benchmarks.bench_overhead --json $(RESULTS)/overhead.json
+	$(BIN)/python -m benchmarks.end_to_end --json $(RESULTS)/end-to-end.json
+	$(BIN)/python -m benchmarks.fcn8s --json $(RESULTS)/fcn8s.json
+	$(BIN)/python -m benchmarks.report
 
 report: $(INSTALLED)
 	$(BIN)/python -m benchmarks.report

@@ -277,7 +277,7 @@ def fake_events(disagree=False):
 
 def test_the_table_judges_the_goals(monkeypatch, capsys):
     monkeypatch.setattr(bench, "events", fake_events())
-    assert bench.run(arguments("--only", "upsample_argmax-c21")) == 0
+    assert bench.run(arguments("--only", "upsample_argmax-c21-64x64")) == 0
     (row,) = [line for line in capsys.readouterr().out.splitlines() if line.split()[:1] == ["random"]]
     assert "30.0x" in row
     assert "goal 12.0x: reached" in row
@@ -285,14 +285,14 @@ def test_the_table_judges_the_goals(monkeypatch, capsys):
 
 def test_a_disagreement_fails_the_command(monkeypatch, capsys):
     monkeypatch.setattr(bench, "events", fake_events(disagree=True))
-    assert bench.run(arguments("--only", "upsample_argmax-c21")) == 1
+    assert bench.run(arguments("--only", "upsample_argmax-c21-64x64")) == 1
     assert "DISAGREES: fused: loss is off by 1" in capsys.readouterr().out
 
 
 def test_a_process_that_dies_fails_the_command(monkeypatch, capsys):
     monkeypatch.setattr(measure, "environment", lambda *_: {"PATH": "", "PYTHONPATH": "/nowhere"})
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    assert bench.run(arguments("--only", "upsample_argmax-c21")) == 1
+    assert bench.run(arguments("--only", "upsample_argmax-c21-64x64")) == 1
     assert (
         "FAILED: recycling malloc, at the start: the measuring process ended with exit code 1"
         in capsys.readouterr().out
