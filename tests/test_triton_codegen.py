@@ -18,6 +18,8 @@ import pytest
 
 pytest.importorskip("triton")
 
+from fcn_kernels.benchmarking import codegen
+
 pytestmark = pytest.mark.triton
 
 
@@ -31,9 +33,8 @@ def rows(folder: Path, operator: str, case: str, *targets: str) -> list[dict]:
     found = json.loads(file.read_text())["rows"]
     assert {row["target"] for row in found} == set(targets)
     for row in found:
+        assert not codegen.faults(row), row
         assert row["spilled_bytes"] == 0, row
-        # what a block can have on gfx942 and on sm_80
-        assert row["shared_bytes"] <= (65536 if row["target"] == "gfx942" else 163 * 1024), row
     return found
 
 

@@ -32,6 +32,19 @@ TARGETS = {
     "sm_100": ("cuda", 100, 32),
     "gfx942": ("hip", "gfx942", 64),
 }
+# What a multiprocessor holds: registers are 65536 everywhere, shared memory in KB, 1 KB of it for every block.
+SHARED = {"sm_80": 164, "sm_90": 228, "sm_100": 228}
+# Kernels that stream: at least 8 bytes to a thread, for float32 in aligned rows, where they read or where they write.
+STREAMING = {
+    "copy_kernel", "channel_sum_kernel", "class_sum_kernel", "softmax_gradient_kernel", "upsample_add_kernel",
+    "upsample_softmax_kernel", "depthwise_kernel",
+}  # fmt: skip
+# Warps on a multiprocessor that a kernel is planned for, 16 where nothing is said: products and the gradient of the
+# cross-entropy live in registers.
+PLANNED = {
+    "matmul_kernel": 8, "score_kernel": 8, "dense_kernel": 8, "dense_input_kernel": 8, "dense_weight_kernel": 8,
+    "gradient_kernel": 8, "upsample_argmax_kernel": 12,
+}  # fmt: skip
 OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion", "maxnreg")
 
 
@@ -303,6 +316,10 @@ def inspect(binary: Any, target: str) -> dict[str, Any]:
         # A stack frame that no instruction touches holds no spills.
         touched = any(re.match(r"STL|LDL", name) for name in names)
         spills = sum(map(int, re.findall(r"(?:STACK|LOCAL):(\d+)", usage))) if touched else 0
+    warps = binary.metadata.num_warps
+    occupancy = {}
+    if TARGETS[target][0] == "cuda":
+        occupancy["resident_warps"] = resident_warps(registers, shared, warps, target)
     counts = Counter()
     for name in names:
         counts[_kind(name)] += 1
@@ -310,12 +327,46 @@ def inspect(binary: Any, target: str) -> dict[str, Any]:
         "registers": registers,
         "spilled_bytes": spills,
         "shared_bytes": shared,
-        "warps": binary.metadata.num_warps,
+        "warps": warps,
+        **occupancy,
         "instructions": sum(counts.values()),
         "load_bits": _widths(names, r"LDG|global_load|buffer_load"),
         "store_bits": _widths(names, r"STG|global_store|buffer_store"),
         **{kind: counts[kind] for kind in ("exponentials", "matrix products", "shuffles") if counts[kind]},
     }
+
+
+def resident_warps(registers: int, shared: int, warps: int, target: str) -> int:
+    """How many warps an NVIDIA multiprocessor holds at once: registers are given out by 8 to a thread."""
+    by_registers = 65536 // (-(-registers // 8) * 8 * 32) // warps
+    by_shared = SHARED[target] * 1024 // (shared + 1024)
+    return min(by_registers, by_shared, 32, 64 // warps) * warps
+
+
+def faults(row: dict[str, Any]) -> list[str]:
+    """What the code of an NVIDIA target should be and is not; of the others, only whether a block fits."""
+    if TARGETS[row["target"]][0] == "hip":
+        return ["a block does not fit"] if row["shared_bytes"] > 65536 else []
+    found = []
+    if row["spilled_bytes"]:
+        found.append(f"{row['spilled_bytes']} bytes are spilled")
+    planned = PLANNED.get(row["kernel"], 16)
+    if row["resident_warps"] < planned:
+        found.append(f"{row['resident_warps']} resident warps, planned are {planned}")
+    if row["tensor_cores"] and not row.get("matrix products"):
+        found.append("no tensor cores")
+    aligned_float32 = "fp32" in row["case"] and "contiguous" in row["case"]
+    if row["kernel"] in STREAMING and aligned_float32 and max(row["load_bits"] + row["store_bits"]) < 64:
+        found.append("accesses of less than 8 bytes")
+    return found
+
+
+def _multiplies(constants: dict[str, Any]) -> bool:
+    """Whether the kernel has a product for tensor cores: of half types or TF32, and not read from another's parts."""
+    if constants.get("SPLIT") or "PRECISION" not in constants:
+        return False
+    kind = str(constants["DTYPE"])
+    return kind in ("fp16", "bf16") or (kind == "fp32" and constants["PRECISION"] == "tf32")
 
 
 def _disassembled(cubin: bytes) -> tuple[str, list[str]]:
@@ -363,7 +414,8 @@ def table(targets: list[str], operators: list[str] | None = None, part: str = ""
     for target in targets:
         for launch in cases(operators, part, TARGETS[target][0] == "hip"):
             row = {"operator": launch.operator, "kernel": launch.kernel.__name__, "case": launch.case, "target": target}
-            rows.append(row | inspect(compiled(launch, target), target))
+            row |= {"tensor_cores": _multiplies(launch.constants)} | inspect(compiled(launch, target), target)
+            rows.append(row)
     return rows
 
 

@@ -25,8 +25,8 @@ from torch import Tensor
 
 from ...reference import arithmetic_dtype
 from .configurations import CONV_TRANSPOSE
-from .launch import accumulator, device_of, empty_image, image_blocks, index_type
-from .matmul import ENOUGH, all_registers, element, pipelined, precision, product, tile
+from .launch import accumulator, device_of, empty_image, image_blocks, index_type, registers
+from .matmul import ENOUGH, element, pipelined, precision, product, tile
 
 # --- dense: products of channels -----------------------------------------------------------------------------------
 
@@ -361,7 +361,7 @@ def _input_gradient(grad: Tensor, x: Tensor, weight: Tensor, groups: int, sizes:
     with device_of(x):
         dense_input_kernel[programs, splits](
             grad, taps, parts, groups, inputs, outputs, *sizes, chunk, *grad.stride(), *taps.stride()[:3],
-            *parts.stride(), **blocks, **common, **all_registers(),
+            *parts.stride(), **blocks, **common, **registers(8),
         )  # fmt: skip
     return dx if splits == 1 else dx.copy_(parts.sum(0))
 
@@ -391,7 +391,7 @@ def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, groups: int, sizes
             else:
                 dense_weight_kernel[programs, splits](
                     grad, x, parts, groups, inputs, outputs, n * h, *sizes, chunk, *grad.stride(), *x.stride(),
-                    **blocks, **common, **all_registers(),
+                    **blocks, **common, **registers(8),
                 )  # fmt: skip
     total = parts.sum(0).to(weight.dtype)
     return total if depthwise else total.permute(2, 3, 0, 1).contiguous()

@@ -54,6 +54,15 @@ def image_blocks(x: Tensor, y: Tensor) -> tuple[int, int]:
     return block_c, max(8, 512 // block_c) if channels_last else 128
 
 
+def registers(warps: int) -> dict:
+    """As many registers as let `warps` share one of NVIDIA's multiprocessors, at most 255.
+
+    Without that its assembler would rather spill a few than lose a block.
+    """
+    nvidia = torch.version.hip is None and getattr(torch.version, "xpu", None) is None
+    return {"maxnreg": min(255, 2048 // warps)} if nvidia else {}
+
+
 def reduced(partial: Tensor, reduction: int, pixels: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The reduced loss and what it was divided by, from the programs' sums of loss and weight."""
     value, total = partial.sum(0).unbind()

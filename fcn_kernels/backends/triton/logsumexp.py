@@ -38,7 +38,7 @@ from torch import Tensor
 
 from ...reference import arithmetic_dtype
 from .geometry import Segments, corners, segment, segments
-from .launch import accumulator, device_of, index_type
+from .launch import accumulator, device_of, index_type, registers
 
 LOG2E = tl.constexpr(1.4426950408889634)
 SPAN = tl.constexpr(80.0)  # exp(-80) = 1.8e-35 is a normal number in float32
@@ -276,6 +276,6 @@ def logsumexp(
             PEAK=peaks, CLAMP=bool(clamp), PIECES_H=rows.pieces, ROWS=rows.steps, PIECES_W=columns.pieces,
             STEPS=columns.steps,
             ACC=accumulator(x), INDEX=index_type(sampling, x), UNIT=unit_type(total),
-            MASKED=c % block_c != 0, BLOCK_C=block_c, BLOCK_S=block_s, enable_fp_fusion=True,
+            MASKED=c % block_c != 0, BLOCK_C=block_c, BLOCK_S=block_s, enable_fp_fusion=True, **registers(16),
         )  # fmt: skip
     return result, peak

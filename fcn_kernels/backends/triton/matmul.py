@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...reference import arithmetic_dtype
 from .configurations import MATMUL
-from .launch import accumulator, device_of, index_type
+from .launch import accumulator, device_of, index_type, registers
 
 ENOUGH = 264  # programs: two for each multiprocessor of an H200. A constant, so that all devices add alike.
 
@@ -120,11 +120,6 @@ def arithmetic(operand: torch.dtype, fp32: str) -> str:
     return {2: "half", 4: fp32, 8: "double"}[operand.itemsize]
 
 
-def all_registers() -> dict:
-    """NVIDIA's assembler would rather spill a few than lose a block per multiprocessor; two of four warps suffice."""
-    return {} if torch.version.hip else {"maxnreg": 255}
-
-
 def pipelined(stages: int) -> int:
     """Stages of the loads: AMD's 64 KB of local memory hold two."""
     return stages if torch.version.hip is None else min(stages, 2)
@@ -146,7 +141,7 @@ def _launch(a: Tensor, b: Tensor, out: Tensor, images: int, chunk: int, operand:
             a, b, out, m, n, k, batches, images, chunk, *a.stride(), *b.stride(), *out.stride(),
             DTYPE=element(operand, a), ACC=accumulator(out), PRECISION=fp32, INDEX=index_type((), a, b, out[0]),
             BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, num_warps=warps, num_stages=pipelined(stages),
-            enable_fp_fusion=True, **({} if arithmetic(operand, fp32) in ("half", "tf32") else all_registers()),
+            enable_fp_fusion=True, **({} if arithmetic(operand, fp32) in ("half", "tf32") else registers(8)),
         )  # fmt: skip
 
 

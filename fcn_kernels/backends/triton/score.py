@@ -22,9 +22,8 @@ from torch import Tensor
 
 from ...reference import arithmetic_dtype
 from .configurations import SCORE
-from .launch import accumulator, device_of, empty_image, index_type
+from .launch import accumulator, device_of, empty_image, index_type, registers
 from .matmul import (
-    all_registers,
     arithmetic,
     element,
     matmul,
@@ -223,6 +222,8 @@ def launch(
     if programs == 0:
         return partial
     splits, chunk = splits_of(programs, k, 256, block_k)
+    blocks = triton.cdiv(classes, block_c)
+    exact = fp32 == "ieee" and x.dtype.itemsize == 4 and blocks > 1  # tiles in registers beside the running maxima
     parts = x
     if splits > 1:
         parts = matmul_parts(flat.mT, weight.t().expand(n, -1, -1), splits, chunk, x.dtype, fp32)
@@ -237,11 +238,11 @@ def launch(
             *flat.stride(), *weight.stride(), *strides, *labels.stride(), *incoming.stride(), ignore_index,
             float(smoothing),
             EPILOGUE=epilogue, BIASED=bias is not None, SPLIT=splits > 1, WEIGHTED=class_weight is not None,
-            SMOOTH=smoothing > 0, PER_PIXEL=y is not None, BLOCKS=triton.cdiv(classes, block_c),
+            SMOOTH=smoothing > 0, PER_PIXEL=y is not None, BLOCKS=blocks,
             DTYPE=element(x.dtype, x), ACC=accumulator(x), PRECISION=fp32,
             INDEX=index_type((), flat, image, parts[0] if splits > 1 else flat), BLOCK_P=block_p, BLOCK_C=block_c,
             BLOCK_K=block_k, num_warps=warps, num_stages=pipelined(stages), enable_fp_fusion=True,
-            **(all_registers() if x.dtype == torch.float64 else {}),
+            **(registers(8) if exact or x.dtype == torch.float64 else {}),
         )  # fmt: skip
     return partial
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ...reference import arithmetic_dtype
 from .geometry import corners, segment, taps
-from .launch import accumulator, device_of, index_type
+from .launch import accumulator, device_of, index_type, registers
 from .logsumexp import chain_blocks, class_statistics, logsumexp, unit_type, work_list
 
 
@@ -170,7 +170,7 @@ def upsample_argmax(x: Tensor, sampling: Sequence[int], dtype: torch.dtype, conf
             x, labels, c, h, H, num_h, off_h, den_h, w, W, num_w, off_w, den_w,
             rows.low, rows.count, columns.low, columns.count, total, *x.stride(),
             PIECES_H=rows.pieces, ROWS=rows.steps, PIECES_W=columns.pieces, STEPS=columns.steps,
-            UNIT=unit_type(total), BLOCK_C=block_c, BLOCK_S=block_s, **common,
+            UNIT=unit_type(total), BLOCK_C=block_c, BLOCK_S=block_s, **registers(12), **common,
         )  # fmt: skip
     if confidence:
         shift, spread, _ = class_statistics(x)

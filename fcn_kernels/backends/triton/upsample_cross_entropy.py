@@ -39,7 +39,7 @@ from torch import Tensor
 from ... import reference
 from ...reference import NONE
 from .geometry import first_output, taps
-from .launch import accumulator, device_of, empty_image, index_type, reduced
+from .launch import accumulator, device_of, empty_image, index_type, reduced, registers
 from .logsumexp import LOG2E, SPAN, class_statistics, logsumexp
 
 DOWN = tl.constexpr(2.0**-40)  # keeps Horner's sums, up to 8 exp(SPAN) times the coefficient, in range
@@ -447,7 +447,7 @@ def _gradient(
             PIXEL_GRAD=grad is not None, WEIGHTED=weight is not None, SMOOTH=smoothing > 0, CLAMP=bool(clamp),
             PIECES=pieces, STEPS=-(-run // pieces), ACC=accumulator(x),
             INDEX=index_type(sampling, x, target[:, None], dx), BLOCK_C=block_c, LANES=lanes, num_warps=1,
-            enable_fp_fusion=True,
+            enable_fp_fusion=True, **registers(8),
         )  # fmt: skip
 
 
@@ -455,5 +455,5 @@ ENOUGH_WARPS = 8192
 
 
 def gradient_blocks(x: Tensor) -> tuple[int, int]:
-    """Classes of a thread, and lanes."""
-    return (4 if x.shape[1] > 2 else triton.next_power_of_2(x.shape[1])), 32
+    """Classes of a thread, and lanes. Numbers in float64 take two registers."""
+    return min(2 if x.dtype == torch.float64 else 4, triton.next_power_of_2(x.shape[1])), 32
