@@ -11,6 +11,7 @@
 #   make results  measures again what is committed in benchmarks/results (an hour; a quiet machine), then make report
 #   make report   tables and pictures of README.md and docs/ from the committed results
 #   make suites   the pytest-benchmark suites
+#   make codegen  what Triton's compiler makes of every kernel for four GPUs, without one (about an hour)
 #   make lint     ruff and clang-format
 #   make format   what ruff and clang-format can mend
 #   make cuda     compile the CUDA part too (needs nvcc, not a GPU)
@@ -28,7 +29,7 @@ BUILD := $(shell nvidia-smi -L 2>/dev/null | grep -q GPU && echo auto || echo cp
 INSTALLED := $(VENV)/.installed-$(BUILD)
 SOURCES := $(wildcard csrc/* csrc/cpu/* csrc/cuda/*) setup.py build_kernels.py pyproject.toml
 
-.PHONY: demo story test fuzz sanitize coverage integrations bench bench-check results report suites lint format cuda clean
+.PHONY: demo story test fuzz sanitize coverage integrations bench bench-check results report suites codegen lint format cuda clean
 
 demo: $(INSTALLED)
 	$(BIN)/fcn-kernels demo --out build/demo $(ARGS)
@@ -81,6 +82,9 @@ report: $(INSTALLED)
 
 suites: $(INSTALLED)
 	$(BIN)/python -m pytest benchmarks $(ARGS)
+
+codegen: $(INSTALLED)
+	$(BIN)/python -m fcn_kernels.benchmarking.codegen --json benchmarks/results/triton-codegen.json --markdown docs/triton-codegen.md $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -43,6 +43,10 @@ def transposed(x: torch.Tensor, weight: torch.Tensor, skip: torch.Tensor) -> tor
     return y[:, :, 1:-1, 1:-1] + skip
 
 
+def concatenated(x: torch.Tensor, weight: torch.Tensor, skip: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    return torch.cat([skip, F.conv_transpose2d(x, weight, bias, stride=2)], 1)
+
+
 def cases() -> Iterator[Case]:
     """Name, our call, the eager one and the compiled one."""
     n, c, small, large = 8, 150, 128, (512, 512)
@@ -89,6 +93,26 @@ def cases() -> Iterator[Case]:
         lambda: transposed(logits, weight, skip),
         lambda: compiled_transposed(logits, weight, skip),
     )  # fmt: skip
+    tensors = (
+        torch.randn(n, 128, small, small, device="cuda", requires_grad=True),
+        torch.randn(128, 64, 2, 2, device="cuda", requires_grad=True),
+        torch.randn(n, 64, 2 * small, 2 * small, device="cuda", requires_grad=True),
+        torch.randn(64, device="cuda", requires_grad=True),
+    )
+    g = torch.randn(n, 128, 2 * small, 2 * small, device="cuda")
+
+    def fused(x: torch.Tensor, weight: torch.Tensor, skip: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return fk.conv_transpose_concat(x, weight, skip, bias, stride=2)
+
+    calls = (fused, concatenated, torch.compile(concatenated))
+    yield (
+        "conv_transpose_concat, N 8, 128 to 64 beside 64, 128 to 256",
+        *(lambda f=f: f(*(t.detach() for t in tensors)) for f in calls),
+    )
+    yield (
+        "conv_transpose_concat, forward and backward",
+        *(lambda f=f: torch.autograd.grad(f(*tensors), tensors, g) for f in calls),
+    )
 
 
 def peak(call: Callable[[], object]) -> float:

@@ -1,9 +1,11 @@
 """What Triton's compiler makes of every kernel in every configuration, without a GPU: registers, spills, access widths.
 
-    python -m fcn_kernels.benchmarking.codegen [--json FILE] [--target NAME]... [--only OPERATOR]... [--case PART]
+    python -m fcn_kernels.benchmarking.codegen [--json FILE] [--markdown FILE] [--target NAME]... [--only OPERATOR]...
+        [--case PART]
 
 The operators are called on CPU tensors of real shapes, with their launches recorded instead of run; what was recorded
-is compiled for every target. The NVIDIA numbers are those of the assembler, read from the machine code.
+is compiled for every target. The NVIDIA numbers are those of the assembler, read from the machine code. The exit status
+is 1 where the code is not what it should be (`faults`), which is printed.
 """
 
 from __future__ import annotations
@@ -419,9 +421,34 @@ def table(targets: list[str], operators: list[str] | None = None, part: str = ""
     return rows
 
 
+def summary(rows: list[dict[str, Any]]) -> str:
+    """The extremes of every kernel over its configurations, as a table in Markdown."""
+    targets = [name for name in TARGETS if any(row["target"] == name for row in rows)]
+    lines = [
+        "Of every kernel, over its configurations: the most registers of a thread; KB of shared memory of a block;",
+        "bytes that are spilled; and, of NVIDIA's, the fewest warps that a multiprocessor holds.",
+        "",
+        f"| kernel | configurations | {' | '.join(targets)} |",
+        f"|---|---|{'---|' * len(targets)}",
+    ]
+    for kernel in sorted({row["kernel"] for row in rows}):
+        cells, count = [], 0
+        for target in targets:
+            of = [row for row in rows if (row["kernel"], row["target"]) == (kernel, target)]
+            cell = f"{max(r['registers'] for r in of)}; {max(r['shared_bytes'] for r in of) / 1024:.3g}"
+            cell += f"; {max(r['spilled_bytes'] for r in of)}"
+            if "resident_warps" in of[0]:
+                cell += f"; {min(r['resident_warps'] for r in of)}"
+            cells.append(cell)
+            count = max(count, len(of))
+        lines.append(f"| `{kernel.removesuffix('_kernel')}` | {count} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--json", type=Path, help="write the table as data")
+    parser.add_argument("--markdown", type=Path, help="write a table of the extremes of every kernel")
     parser.add_argument("--target", action="append", choices=TARGETS, help="default: all")
     parser.add_argument("--only", action="append", help="an operator; default: all")
     parser.add_argument("--case", default="", help="a part of the names of the cases")
@@ -431,7 +458,14 @@ def main() -> None:
         import triton
 
         facts = {"triton": triton.__version__, "torch": torch.__version__}
-        arguments.json.write_text(json.dumps({"provenance": facts, "rows": rows}, indent=1) + "\n")
+        lines = ",\n".join(json.dumps(row) for row in rows)
+        arguments.json.write_text(f'{{"provenance": {json.dumps(facts)}, "rows": [\n{lines}\n]}}\n')
+    if arguments.markdown:
+        arguments.markdown.write_text(summary(rows))
+    amiss = [f"{r['kernel']}, {r['case']}, {r['target']}: {'; '.join(faults(r))}" for r in rows if faults(r)]
+    if amiss:
+        raise SystemExit("\n".join(amiss))
+    if arguments.json or arguments.markdown:
         return
     print(
         f"{'kernel':<30}{'case':<46}{'target':<8}{'regs':>5}{'spills':>7}{'shared':>7}{'warps':>6}{'mma':>5}"
