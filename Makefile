@@ -116,7 +116,7 @@ $(VENV)/.tools: | $(BIN)/python
 # --no-deps: torchvision asks for a torch of its own. The versions are those that the integrations name as tested.
 $(VENV)/.libraries: $(INSTALLED)
 	$(PIP) "transformers==5.23.*" accelerate pillow
-	$(PIP) --no-deps torchvision "segmentation-models-pytorch==0.6.*" timm torchmetrics lightning-utilities
+	$(PIP) --no-deps "torchvision==0.29.*" "segmentation-models-pytorch==0.6.*" timm torchmetrics lightning-utilities
 	$(PIP) onnx onnxscript onnxruntime
 	@touch $@
 

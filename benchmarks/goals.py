@@ -111,6 +111,27 @@ def of_networks(data: dict | None) -> Iterator[Row]:
         )
 
 
+def of_drop_in(data: dict | None) -> Iterator[Row]:
+    from benchmarks.drop_in import GOALS, TITLES
+
+    found = {(row["model"], row["step"]): row for row in (data or {"rows": []})["rows"]}
+    for key, (least, most) in GOALS.items():
+        row = found.get(key)
+        ratio = row and row["speed_up"]
+        yield Row(
+            TITLES[key],
+            f"at least {number(least)}x",
+            f"{number(ratio)}x" if row else None,
+            bool(row and ratio >= least),
+        )
+        if most is not None:
+            share = row and row["peak_bytes"]["fused"] / row["peak_bytes"]["library"]
+            measured = f"{number(100 * share)}%" if row else None
+            yield Row(
+                f"{TITLES[key]}: peak memory", f"at most {number(100 * most)}%", measured, bool(row and share <= most)
+            )
+
+
 def of_story(data: dict | None) -> Iterator[Row]:
     for seed, found in (data or {"seeds": {}})["seeds"].items():
         coarse, middle, fine = (100 * found[name]["mean_iu"] for name in ("fcn32s", "fcn16s", "fcn8s"))
@@ -137,4 +158,5 @@ def rows(bench: dict) -> dict[str, list[Row]]:
         "Threads and sizes": [*of_one_thread(bench, load("cpu-avx2-1thread")), *of_sweep(load("sweep-avx2"))],
         "Overhead": [*of_overhead(load("overhead"))],
         "Networks": [*of_networks(load("fcn8s")), *of_story(load("story"))],
+        "Other people's models": [*of_drop_in(load("drop-in"))],
     }

@@ -3,7 +3,8 @@
     python -m benchmarks.report        # or: make report
 
 Reads results/cpu-avx2.json (all workloads) and, where they are there: cpu-avx2-scores.json (every score convolution),
-cpu-avx2-1thread.json, sweep-avx2.json, scaling.json, overhead.json, end-to-end.json, fcn8s.json, story.json.
+cpu-avx2-1thread.json, sweep-avx2.json, scaling.json, overhead.json, end-to-end.json, fcn8s.json, story.json,
+drop-in.json.
 docs/performance.md says which command writes which. Ends with 1 if a loss has no reason in losses.json.
 """
 
@@ -15,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
-from benchmarks import goals
+from benchmarks import drop_in, goals
 from benchmarks.cases import ALL, ROOT, Case, cases, load
 from benchmarks.goals import number
 
@@ -203,6 +204,10 @@ def main() -> int:
     for name, make in (("overhead", overhead), ("end-to-end", end_to_end)):
         measured = load(name)
         replace(page, name, ["Not yet measured."] if measured is None else make(measured))
+    if (measured := load("drop-in")) is not None:
+        lines = [f"{provenance(measured)}; {drop_in.versions(measured)}.", "", *drop_in.table(measured)]
+        replace(ROOT / "README.md", "drop-in", lines)
+        replace(docs / "drop-in.md", "measured", lines)
     for text in complaints:
         print(f"report: {text}", file=sys.stderr)
     return 1 if complaints else 0

@@ -296,7 +296,7 @@ def _fuse_forward(model: nn.Module, report: Report) -> None:
     model._fcn_log = report.seen
 
 
-INTEGRATIONS = ("transformers", "segmentation_models_pytorch")
+INTEGRATIONS = ("transformers", "torchvision", "segmentation_models_pytorch")
 """Modules of `fcn_kernels.integrations`, each asked when an object comes from the library of that name."""
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from libraries import library
+from peaks import training_peaks
 from torch import Tensor, nn
 
 import fcn_kernels as fk
@@ -56,6 +57,23 @@ def test_cross_entropy(name: str) -> None:
     target = torch.randint(0, 7, (2, 64, 64))
     fused = compare(small(name, 7), nn.CrossEntropyLoss(), torch.randn(2, 3, 64, 64).double(), target)
     assert "cross_entropy" in fused
+
+
+@pytest.mark.parametrize("name", ["FPN", "PSPNet"])
+@pytest.mark.parametrize("loss", ["CrossEntropyLoss", "SoftCrossEntropyLoss"])
+def test_peak_memory_of_a_training_step(name: str, loss: str) -> None:
+    model = small(name, 400).float().train()
+    criterion = (
+        nn.CrossEntropyLoss() if loss == "CrossEntropyLoss" else smp.losses.SoftCrossEntropyLoss(smooth_factor=0)
+    )
+    image, target = torch.randn(2, 3, 64, 64), torch.randint(0, 400, (2, 64, 64))
+
+    def one() -> None:
+        model.zero_grad(set_to_none=False)
+        criterion(model(image), target).backward()
+
+    before, after = training_peaks(one, lambda: (fk.fuse(model), fk.fuse(criterion)))
+    assert before - after > 4 * 400 * target.numel()  # logits at full resolution, and more
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])

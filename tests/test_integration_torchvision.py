@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 import pytest
@@ -10,19 +11,21 @@ import torch
 import torch.nn.functional as F
 from budget import check_budget
 from libraries import library
+from peaks import training_peaks
 from torch import Tensor, nn
 
 import fcn_kernels as fk
+from fcn_kernels.integrations import torchvision as integration
 
 segmentation = library("torchvision").models.segmentation
 
 MODELS = {"fcn_resnet50": 2, "deeplabv3_mobilenet_v3_large": 2, "lraspp_mobilenet_v3_large": 1}
 
 
-def small(name: str) -> nn.Module:
+def small(name: str, classes: int = 21) -> nn.Module:
     torch.manual_seed(0)
     options: dict[str, Any] = {"aux_loss": True} if MODELS[name] == 2 else {}
-    return getattr(segmentation, name)(weights=None, weights_backbone=None, num_classes=21, **options)
+    return getattr(segmentation, name)(weights=None, weights_backbone=None, num_classes=classes, **options)
 
 
 def criterion(inputs: dict[str, Tensor], target: Tensor) -> Tensor:
@@ -82,3 +85,27 @@ def test_float32_within_the_budget() -> None:
     largest = max(g.abs().max().item() for g in exact[1].values())
     for key, grad in ours[1].items():
         check_budget(grad, reference[1][key], exact[1][key], image, floor=1e-5 * largest)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_peak_memory_of_loss_and_its_gradient(name: str) -> None:
+    """Down to the last convolution: the backbone's gradients take more, with and without."""
+    model, (image, target) = small(name, 400).train(), batch()
+    last = list(model.classifier.parameters())[-1:]
+
+    def one() -> None:
+        torch.autograd.grad(criterion(model(image), target), last)
+
+    before, after = training_peaks(one, lambda: fk.fuse(model))
+    assert before - after > 4 * 400 * target.numel()  # logits at full resolution, and more
+
+
+def test_an_untested_version_gives_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small("lraspp_mobilenet_v3_large")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fk.fuse(model)
+    monkeypatch.setattr(integration, "TESTED", ("0.1",))
+    with pytest.warns(UserWarning, match=r"was tested with torchvision 0.1, and this is 0") as caught:
+        fk.fuse(model)
+    assert len(caught) == 1

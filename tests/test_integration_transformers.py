@@ -11,6 +11,7 @@ import pytest
 import torch
 from budget import check_budget
 from libraries import library
+from peaks import peak, training_peaks
 from torch import Tensor, nn
 
 import fcn_kernels as fk
@@ -29,9 +30,9 @@ BACKBONE = {
 }
 
 
-def configurations() -> dict[str, tuple[str, Any]]:
+def configurations(classes: int = CLASSES) -> dict[str, tuple[str, Any]]:
     """Class of the model and its configuration."""
-    common = {"num_labels": CLASSES, "semantic_loss_ignore_index": 255}
+    common = {"num_labels": classes, "semantic_loss_ignore_index": 255}
     return {
         "segformer": (
             "SegformerForSemanticSegmentation",
@@ -76,15 +77,15 @@ def configurations() -> dict[str, tuple[str, Any]]:
                 pool_scales=[1, 2],
                 auxiliary_channels=8,
                 auxiliary_in_channels=24,
-                num_labels=CLASSES,
+                num_labels=classes,
                 loss_ignore_index=255,
             ),
         ),
     }
 
 
-def small(name: str) -> nn.Module:
-    kind, config = configurations()[name]
+def small(name: str, classes: int = CLASSES) -> nn.Module:
+    kind, config = configurations(classes)[name]
     torch.manual_seed(0)
     model = getattr(hf, kind)(config)
     with torch.no_grad():  # random initial scores are tiny: spread them, so that errors are seen
@@ -153,6 +154,18 @@ def test_in_float64_nothing_but_rounding_differs(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_peak_memory_of_a_training_step(name: str) -> None:
+    model, (image, labels) = small(name, 150).train(), batch()
+
+    def step() -> None:
+        model.zero_grad(set_to_none=False)
+        model(pixel_values=image, labels=labels).loss.backward()
+
+    before, after = training_peaks(step, lambda: fk.fuse(model))
+    assert before - after > 2 * 4 * 150 * labels.numel()  # logits at full resolution, their softmax, their gradient
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_state_dict_signature_and_class_stay(name: str) -> None:
     model = small(name)
     keys, kinds = list(model.state_dict()), [type(m) for m in model.modules()]
@@ -215,6 +228,17 @@ def test_processors_return_the_same_label_maps(name: str) -> None:
     ):
         assert torch.equal(x, y)
     assert type(fk.unfuse(processor)) is getattr(hf, f"{name}ImageProcessor")
+
+
+def test_peak_memory_of_post_processing() -> None:
+    processor = hf.SegformerImageProcessor()
+    outputs = SimpleNamespace(logits=torch.randn(2, 150, 16, 16))
+    found = []
+    for _ in range(2):
+        found.append(peak(lambda: processor.post_process_semantic_segmentation(outputs, [(64, 64)] * 2)))
+        fk.fuse(processor)
+    assert found[0] > 4 * 150 * 64 * 64  # the scores of one image
+    assert found[1] < found[0] / 4
 
 
 def test_segmentation_scores_on_request() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from benchmarks import cases, check, goals, plots, report, scaling
+from benchmarks import cases, check, drop_in, goals, plots, report, scaling
 from fcn_kernels.benchmarking import memory
 from fcn_kernels.benchmarking.report import JUDGED
 
@@ -100,6 +100,26 @@ def test_the_pages_show_the_committed_results():
     assert "\n".join(report.goal_tables(bench)) in page
     for reason in json.loads(report.REASONS.read_text(encoding="utf-8")):
         assert reason["reason"].endswith(".")
+
+
+def test_other_peoples_models_and_their_goals():
+    def row(model, step, speed_up, peak, **agreement):
+        times = {"library": {"median": 10.0 * speed_up}, "fused": {"median": 10.0}}
+        peaks = {"library": 10**9, "fused": int(peak * 10**9)} if peak else {}
+        found = {"model": model, "step": step, "milliseconds": times, "speed_up": speed_up, "peak_bytes": peaks}
+        return found | agreement
+
+    measured = {"rows": [row("segformer-b0", "training", 1.5, 0.4), row("segformer-b0", "evaluation", 3.5, None)]}
+    measured["rows"][1] |= {"labels": 100, "labels_that_differ": 2, "their_lead": 3e-7}
+    lines = drop_in.table(measured)
+    training = "| SegFormer, training step: forward with loss, and backward | 15 | 10 | **1.5x** | 1e+03 | 400 |"
+    assert lines[2] == training
+    assert lines[-1].startswith("Labels: 2 of 100 differ, where the best two scores are within 3e-07 of the largest")
+    rows = {r.what: r for r in goals.of_drop_in(measured)}
+    assert rows[drop_in.TITLES["segformer-b0", "evaluation"]].reached
+    assert not rows[drop_in.TITLES["segformer-b0", "training"]].reached
+    assert rows[drop_in.TITLES["segformer-b0", "training"] + ": peak memory"].measured == "40%"
+    assert all(r.measured is None for r in goals.of_drop_in(None))
 
 
 # --- make bench-check ---
