@@ -100,6 +100,7 @@ cuda: $(VENV)/.tools
 	FCN_KERNELS_BUILD=cuda $(PIP) --no-build-isolation -e ".[$(EXTRAS)]"
 	@touch $(INSTALLED)
 	$(BIN)/fcn-kernels info
+	$(BIN)/python -m fcn_kernels.benchmarking.machine_code --json benchmarks/results/cuda-machine-code.json
 
 clean:
 	rm -rf build dist *.egg-info fcn_kernels/_C*.so $(VENV)/.installed-* $(VENV)/.libraries

@@ -2,50 +2,20 @@
 GPU too. On a GPU the operators' own tests run them.
 """
 
-import importlib.util
 import random
-import shutil
-import subprocess
-import sys
-import sysconfig
-from pathlib import Path
 
 import pytest
 import torch
+from cuda_host import host_module, random_sampling
 
 from fcn_kernels import reference
-
-ROOT = Path(__file__).resolve().parent.parent
-COMPILER = next((name for name in ("c++", "g++", "clang++") if shutil.which(name)), None)
 
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory):
-    """tests/cuda_on_host.cpp as a module."""
-    pybind11 = pytest.importorskip("pybind11")
-    target = tmp_path_factory.mktemp("cuda") / f"cuda_on_host{sysconfig.get_config_var('EXT_SUFFIX')}"
-    folders = [ROOT / "csrc", pybind11.get_include(), sysconfig.get_paths()["include"]]
-    command = [COMPILER, "-O1", "-std=c++17", "-shared", "-fPIC", *(f"-I{f}" for f in folders)]
-    command += ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
-    source = ROOT / "tests/cuda_on_host.cpp"
-    done = subprocess.run([*command, str(source), "-o", str(target)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    spec = importlib.util.spec_from_file_location("cuda_on_host", target)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return host_module("cuda_on_host", tmp_path_factory.mktemp("cuda"))
 
 
-def random_sampling(rng: random.Random) -> list[int]:
-    """Any ratio, any offset, both boundaries: inputs far outside, constant positions, up- and down-sampling."""
-
-    def axis() -> list[int]:
-        return [rng.randint(1, 7), rng.randint(1, 140), rng.randint(0, 6), rng.randint(-40, 40), rng.randint(1, 12)]
-
-    return [*axis(), *axis(), rng.randint(0, 1)]
-
-
-@pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler")
 @pytest.mark.parametrize("seed", range(24))
 def test_on_the_host(host, seed):
     rng = random.Random(seed)

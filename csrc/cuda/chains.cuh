@@ -1,0 +1,92 @@
+// How the kernels over geometric progressions are launched: their memory, and the choice of how wide they read.
+#pragma once
+
+#include <type_traits>
+
+#include "launch.cuh"
+#include "logsumexp.cuh"
+
+namespace fcn {
+
+inline dim3 warps_of_block() { return dim3(kWarp, kWarps); }
+
+inline dim3 blocks_of(int64_t threads) { return dim3(static_cast<unsigned>(divided_up(threads, kThreads))); }
+
+template <typename A>
+Tensor arithmetic_vector(const Tensor& like, int64_t size) {
+  return empty_vector(like, {size}, std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float);
+}
+
+template <typename A>
+A* data_of(const Tensor& t) {
+  return static_cast<A*>(t.data_ptr());
+}
+
+// Whether the channels of a pixel can be read `wide` at a time, with aligned accesses.
+template <typename T>
+bool reads_wide(const View<const T>& x, int64_t channels, int wide) {
+  return x.stride_c == 1 && channels % wide == 0 && x.stride_n % wide == 0 && x.stride_h % wide == 0 &&
+         x.stride_w % wide == 0 && reinterpret_cast<uintptr_t>(x.data) % (sizeof(T) * wide) == 0;
+}
+
+// Channels in 16 bytes.
+template <typename T>
+constexpr int kWideChannels = 16 / sizeof(T);
+
+// Calls f(std::integral_constant<int, wide>()) with the widest access that x allows.
+template <typename T, typename F>
+void with_width(const View<const T>& x, int64_t channels, const F& f) {
+  if (reads_wide(x, channels, kWideChannels<T>)) return f(std::integral_constant<int, kWideChannels<T>>());
+  f(std::integral_constant<int, 1>());
+}
+
+// The longest segment, and a call of f with a constant that is no less than `steps`. One constant serves float64.
+template <typename T>
+constexpr int kLongest = std::is_same_v<T, double> ? 4 : kMaxSteps;
+
+template <typename T, typename F>
+void with_steps(int64_t steps, const F& f) {
+  if constexpr (!std::is_same_v<T, double>) {
+    if (steps == 1) return f(std::integral_constant<int, 1>());
+    if (steps == 2) return f(std::integral_constant<int, 2>());
+    if (steps > 4) return f(std::integral_constant<int, 8>());
+  }
+  f(std::integral_constant<int, 4>());
+}
+
+// The statistics of an input, whose memory this keeps.
+template <typename T>
+class InputStatistics {
+  using A = ArithmeticOf<T>;
+
+ public:
+  InputStatistics(const Launch& launch, const Tensor& x, const Sampling& s, bool linear = false,
+                  const A* weight = nullptr) {
+    const int64_t pixels = x.size(0) * s.rows.in * s.cols.in, channels = x.size(1);
+    memory_ = arithmetic_vector<A>(x, pixels * (linear ? 3 : 2));
+    A* const data = data_of<A>(memory_);
+    of = Statistics<A>{data, data + pixels, linear ? data + 2 * pixels : nullptr};
+    if (pixels == 0) return;
+    const View<const T> view = view_of<const T>(x);
+    const auto start = [&](auto group, auto wide) {
+      class_statistics<T, group.value, wide.value>
+          <<<blocks_of(pixels * group.value), warps_of_block(), 0, launch.stream()>>>(view, channels, s.rows.in,
+                                                                                      s.cols.in, pixels, weight, of);
+    };
+    using OneLane = std::integral_constant<int, 1>;
+    using OneWarp = std::integral_constant<int, kWarp>;
+    if (x.stride(1) != 1 || channels == 1) {
+      start(OneLane(), OneLane());
+    } else {
+      with_width(view, channels, [&](auto wide) { start(OneWarp(), wide); });
+    }
+    launch.finish();
+  }
+
+  Statistics<A> of;
+
+ private:
+  Tensor memory_;
+};
+
+}  // namespace fcn

@@ -1,0 +1,52 @@
+// Functions of one number for both arithmetic types, and loads of several neighbours at once.
+#pragma once
+
+#include <math.h>
+
+#include "view.cuh"
+
+namespace fcn {
+namespace {
+
+__device__ inline float exp2_of(float v) { return exp2f(v); }
+__device__ inline double exp2_of(double v) { return exp2(v); }
+__device__ inline float exp_of(float v) { return expf(v); }
+__device__ inline double exp_of(double v) { return exp(v); }
+__device__ inline float log_of(float v) { return logf(v); }
+__device__ inline double log_of(double v) { return log(v); }
+
+template <typename A>
+__device__ A larger(A a, A b) {
+  return a > b ? a : b;
+}
+
+constexpr double kLog2E = 1.4426950408889634;
+
+// n neighbours, read by one access of n * sizeof(T) bytes, to which the address must be aligned.
+template <typename T, int n>
+struct alignas(sizeof(T) * n) Pack {
+  T value[n];
+};
+
+template <typename T, int n>
+__device__ Pack<T, n> load_pack(const T* from) {
+  return *reinterpret_cast<const Pack<T, n>*>(from);
+}
+
+// The sum over the lanes of a warp, in a fixed order, in every lane.
+template <typename A>
+__device__ A sum_of_warp(A v) {
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) v += __shfl_xor_sync(0xffffffffu, v, offset);
+  return v;
+}
+
+template <typename A>
+__device__ A largest_of_warp(A v) {
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) v = larger(v, __shfl_xor_sync(0xffffffffu, v, offset));
+  return v;
+}
+
+}  // namespace
+}  // namespace fcn

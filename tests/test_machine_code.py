@@ -1,0 +1,61 @@
+"""What nvcc made of the CUDA kernels: nothing spilled, wide loads where the layout allows them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fcn_kernels import _library
+from fcn_kernels.benchmarking import machine_code
+
+COMMITTED = Path(__file__).resolve().parent.parent / "benchmarks/results/cuda-machine-code.json"
+
+
+def problems(rows):
+    """Kernels that keep something in local memory, and vectorised ones without wide loads."""
+    found = [f"{r['kernel']} on {r['architecture']}: {r['stack']} bytes of stack" for r in rows if r["stack"]]
+    vectorised = ("class_statistics<float, 32, 4>", "cross_entropy_pixels<float, 8, 4>", "float, float, 8, true>")
+    for row in rows:
+        if row["kernel"].endswith(vectorised) and 128 not in row["load_bits"]:
+            found.append(f"{row['kernel']} on {row['architecture']} loads {row['load_bits']} bits")
+    return found
+
+
+def test_committed_report():
+    rows = json.loads(COMMITTED.read_text())
+    assert len({row["architecture"] for row in rows}) == 3
+    assert {"class_statistics", "cross_entropy_pixels", "cross_entropy_gradient", "forward_contiguous"} <= {
+        row["kernel"].partition("<")[0] for row in rows
+    }
+    assert problems(rows) == []
+
+
+def test_built_extension():
+    extension = _library.load_extension()
+    if extension is None or extension.built()["cuda_architectures"] is None:
+        pytest.skip("the extension holds no CUDA kernels: make cuda builds them")
+    if machine_code.find_cuobjdump() is None:
+        pytest.skip("there is no cuobjdump")
+    assert problems(machine_code.kernels(Path(extension.__file__))) == []
+
+
+def test_the_dump_is_understood(monkeypatch):
+    """One kernel in two architectures, as cuobjdump writes it."""
+    name = "_ZN3fcn4scanIfEEvPT_"
+    usage = "".join(
+        f"\nFatbin elf code:\n================\narch = {arch}\n\nResource usage:\n Common:\n  GLOBAL:0\n"
+        f" Function {name}:\n"
+        f"  REG:{registers} STACK:8 SHARED:16 LOCAL:4 CONSTANT[0]:900 TEXTURE:0 SURFACE:0 SAMPLER:0\n"
+        for arch, registers in (("sm_80", 40), ("sm_90a", 38))
+    )
+    code = "".join(
+        f"\nFatbin elf code:\narch = {arch}\n\tcode for {arch}\n\t\tFunction : {name}\n"
+        f"        /*0010*/                   {load} R4, desc[UR4][R2.64] ;  /* 0x0 */\n"
+        for arch, load in (("sm_80", "LDG.E"), ("sm_90a", "@P0 LDG.E.128"))
+    )
+    monkeypatch.setattr(machine_code, "_dump", lambda option, _: code if option == "--dump-sass" else usage)
+    monkeypatch.setattr(machine_code, "_demangled", lambda _tool, _name: "void fcn::scan<float>(float*)")
+    rows = machine_code.kernels(Path("any"))
+    assert [(r["architecture"], r["registers"], r["stack"], r["shared"], r["load_bits"]) for r in rows] == [
+        ("sm_80", 40, 12, 16, [32]), ("sm_90a", 38, 12, 16, [128])
+    ]  # fmt: skip
