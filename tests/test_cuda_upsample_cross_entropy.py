@@ -18,6 +18,31 @@ def host(tmp_path_factory):
     return host_module("cuda_cross_entropy_on_host", tmp_path_factory.mktemp("cuda"))
 
 
+def framed(inner: torch.Tensor, fill: float) -> torch.Tensor:
+    """A copy of `inner` [N, C, H, W] within a larger tensor of `fill`, which finds out who reads or writes outside."""
+    n, c, h, w = inner.shape
+    channels_last = inner.is_contiguous(memory_format=torch.channels_last) and not inner.is_contiguous()
+    shape = (n, h + 2, w + 2, c + 4) if channels_last else (n, c + 1, h + 2, w + 2)
+    whole = torch.full(shape, fill, dtype=inner.dtype)
+    image = whole.permute(0, 3, 1, 2) if channels_last else whole
+    window = image[:, :c, 1:-1, 1:-1]
+    window.copy_(inner)
+    return window
+
+
+class Frame:
+    """Where a gradient is written: NaN inside, 7 around it, which must stay."""
+
+    def __init__(self, like: torch.Tensor) -> None:
+        self.window = framed(torch.full_like(like, torch.nan), 7)
+
+    def checked(self) -> torch.Tensor:
+        whole = torch.empty(0, dtype=self.window.dtype).set_(self.window.untyped_storage())
+        assert (whole == 7).sum() >= whole.numel() - self.window.numel()
+        assert whole.numel() > self.window.numel()
+        return self.window.clone(memory_format=torch.preserve_format)
+
+
 class Case:
     """A random call, and what the kernels and the reference make of it."""
 
@@ -30,15 +55,19 @@ class Case:
         channels_last = rng.random() < 0.5
         self.x = scale * torch.randn(n, c, h, w, generator=generator, dtype=torch.float64)
         self.x = self.x.to(dtype, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+        self.x = framed(self.x, torch.nan)
         self.target = torch.randint(0, c, self.pixels, generator=generator).to(LABELS[seed % 4])
         self.ignore_index = rng.choice([-100, 255, 0])
         if seed % 4 != 0 or self.ignore_index >= 0:
             self.target[torch.rand(self.pixels, generator=generator) < 0.2] = self.ignore_index
+        frame = torch.full((n, self.pixels[1] + 2, self.pixels[2] + 2), 99, dtype=self.target.dtype)  # no class
+        frame[:, 1:-1, 1:-1] = self.target
+        self.target = frame[:, 1:-1, 1:-1]
         self.weight = torch.rand(c, generator=generator).to(dtype) + 0.5 if rng.random() < 0.5 else None
         self.smoothing = rng.choice([0.0, 0.1])
         self.longest = 4 if dtype == torch.float64 else 8
         self.strip = rng.choice([1, 2, 16])
-        self.wide = channels_last and c % 4 == 0
+        self.wide = self.x.stride(1) == 1 and c % 4 == 0
         self.name = {torch.float32: "float", torch.float64: "double"}[dtype]
 
     def arguments(self):
@@ -52,18 +81,20 @@ class Case:
     def reduced(self, divisor: float = 0.0):
         """Loss, total weight, losses of the pixels, their log-sum-exp, gradient of the sum."""
         loss, absolute = (torch.full(self.pixels, torch.nan, dtype=self.x.dtype) for _ in range(2))
-        dx = torch.full_like(self.x, torch.nan)
+        frame = Frame(self.x)
+        dx = frame.window
         value, total = getattr(self.host, f"reduced_{self.name}")(
             self.arguments(), divisor, loss.data_ptr(), absolute.data_ptr(), dx.data_ptr(), dx.stride()
         )
-        return value, total, loss, absolute, dx
+        return value, total, loss, absolute, frame.checked()
 
     def backward(self, absolute, grad):
-        dx = torch.full_like(self.x, torch.nan)
+        frame = Frame(self.x)
+        dx = frame.window
         getattr(self.host, f"backward_{self.name}")(
             self.arguments(), absolute.data_ptr(), grad.data_ptr(), grad.stride(), dx.data_ptr(), dx.stride()
         )
-        return dx
+        return frame.checked()
 
     def expected(self, reduction: int):
         weight = None if self.weight is None else self.weight.double()
