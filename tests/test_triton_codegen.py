@@ -79,6 +79,29 @@ def test_dense_upsampling_uses_tensor_cores(tmp_path: Path, operator: str, case:
     assert all(row["matrix products"] > 0 for row in rows(tmp_path, operator, case + ", contiguous", "sm_90"))
 
 
+def test_what_is_amiss_is_named() -> None:
+    """One warp of 32 registers fits 64 times, but a multiprocessor takes 32 blocks; registers are given out by 8."""
+    assert codegen.resident_warps(32, 0, 1, "sm_90") == 32
+    assert codegen.resident_warps(128, 0, 4, "sm_90") == 16
+    assert codegen.resident_warps(129, 0, 4, "sm_90") == 12
+    assert codegen.resident_warps(32, 100 * 1024, 4, "sm_80") == 4
+    good = {
+        "kernel": "upsample_add_kernel", "case": "VOC 8x, fp32, contiguous", "target": "sm_80", "spilled_bytes": 0,
+        "resident_warps": 16, "tensor_cores": False, "load_bits": [32], "store_bits": [32, 64], "shared_bytes": 0,
+    }  # fmt: skip
+    assert codegen.faults(good) == []
+    for change, fault in (
+        ({"spilled_bytes": 8}, "8 bytes are spilled"),
+        ({"resident_warps": 12}, "12 resident warps, planned are 16"),
+        ({"tensor_cores": True}, "no tensor cores"),
+        ({"store_bits": [32]}, "accesses of less than 8 bytes"),
+        ({"target": "gfx942", "shared_bytes": 65537}, "a block does not fit"),
+    ):
+        assert codegen.faults(good | change) == [fault]
+    table = codegen.summary([good | {"registers": 40}, good | {"registers": 48, "case": "FCN 32x, bf16, contiguous"}])
+    assert "| `upsample_add` | 2 | 48; 0; 0; 16 |" in table
+
+
 def test_the_tables_are_what_tuning_writes() -> None:
     spec = importlib.util.spec_from_file_location("tune", Path(__file__).parents[1] / "benchmarks" / "tune.py")
     tune = importlib.util.module_from_spec(spec)
