@@ -11,12 +11,14 @@ import torch
 from budget import check_budget
 from cases import ADVERSARIAL, DTYPES, LAYOUTS, parametrized
 from conftest import Backend
+from torch.library import opcheck
 
 pytest.importorskip("triton")
 
 import test_channel_sum
 import test_conv_transpose_add
 import test_conv_transpose_concat
+import test_library
 import test_score_argmax
 import test_score_cross_entropy
 import test_score_softmax
@@ -70,6 +72,13 @@ def check_truncated(f: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) 
             results.append((value, *torch.autograd.grad(value, y, g)))
     for ours, expected in zip(*results, strict=True):
         torch.testing.assert_close(ours, expected, rtol=2**-6, atol=2**-6 * expected.abs().max().item())
+
+
+@warnings
+@pytest.mark.parametrize("name", test_library.NAMES)
+def test_opcheck(triton_backend: Backend, name: str) -> None:
+    x = torch.randn(2, 5, 3, 4).requires_grad_()
+    opcheck(getattr(test_library.OPS, name).default, test_library.arguments(x)[name][0])
 
 
 @warnings
