@@ -77,8 +77,10 @@ def check_truncated(f: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) 
 @warnings
 @pytest.mark.parametrize("name", test_library.NAMES)
 def test_opcheck(triton_backend: Backend, name: str) -> None:
+    """Schema, autograd and fake kernels; tracing is in test_library.py, as the interpreter reads memory of its own."""
     x = torch.randn(2, 5, 3, 4).requires_grad_()
-    opcheck(getattr(test_library.OPS, name).default, test_library.arguments(x)[name][0])
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    opcheck(getattr(test_library.OPS, name).default, test_library.arguments(x)[name][0], test_utils=checks)
 
 
 @warnings
