@@ -5,6 +5,7 @@
 #   make integrations   the tests with other people's libraries, which it installs
 #   make fuzz     1000 drawn calls of every operator against the reference, always others
 #   make sanitize the kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer (an hour)
+#   make compat   one wheel with several versions of torch, which it installs (gigabytes), and without kernels
 #   make coverage line coverage of the Python part and of csrc/cpu
 #   make bench    the main job in full, every workload with its goal (about ten minutes)
 #   make bench-check    whether ratios to the rivals are still those of the committed results (a minute)
@@ -29,7 +30,7 @@ BUILD := $(shell nvidia-smi -L 2>/dev/null | grep -q GPU && echo auto || echo cp
 INSTALLED := $(VENV)/.installed-$(BUILD)
 SOURCES := $(wildcard csrc/* csrc/cpu/* csrc/cuda/*) setup.py build_kernels.py pyproject.toml
 
-.PHONY: demo story test fuzz sanitize coverage integrations bench bench-check results report suites codegen lint format cuda clean
+.PHONY: demo story test fuzz sanitize compat coverage integrations bench bench-check results report suites codegen lint format cuda clean
 
 demo: $(INSTALLED)
 	$(BIN)/fcn-kernels demo --out build/demo $(ARGS)
@@ -44,12 +45,16 @@ test: $(INSTALLED)
 	$(BIN)/python -m pytest $(ARGS)
 
 fuzz: $(INSTALLED)
-	$(BIN)/python -m pytest tests/test_differential.py --hypothesis-profile=fuzz -q $(ARGS)
+	$(BIN)/python -m pytest tests/test_differential.py tests/test_metamorphic.py -k cpu --hypothesis-profile=fuzz -q $(ARGS)
 	$(BIN)/python -m pytest tests/test_guard_pages.py --hypothesis-profile=fuzz -q $(ARGS)
 
 sanitize: $(INSTALLED)
 	$(BIN)/python tests/instrumented.py address -q $(ARGS)
 	$(BIN)/python tests/instrumented.py thread -q $(ARGS)
+
+compat:
+	mkdir -p build
+	$(PYTHON) tests/compat.py $(PYTHON) 2.13.0 2.11.0 newest
 
 coverage: $(INSTALLED)
 	$(PIP) coverage

@@ -121,7 +121,9 @@ def main() -> int:
     # The kernels of Triton are left out: its interpreter runs a rewritten copy of their text.
     measured = ["-m", "coverage", "run", "--source=fcn_kernels", "--omit=*/backends/triton/*"]
     env["COVERAGE_FILE"] = str(library.parent / ".coverage")
-    failed = subprocess.run([sys.executable, *measured, *run], cwd=ROOT, env=env).returncode
+    # coverage puts the folder that it is started in into sys.path; the sources' has the ordinary extension.
+    run += ["-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT), *([] if arguments else [str(ROOT / "tests")])]
+    failed = subprocess.run([sys.executable, *measured, *run], cwd=library.parent, env=env).returncode
     return 0 if report(library.parent) and not failed else 1
 
 

@@ -27,10 +27,10 @@ def test_examples(page: Path, least: int, tmp_path: Path, monkeypatch: pytest.Mo
         exec(code, namespace)
 
 
-PAGES = ["README.md", *(f"docs/{name}.md" for name in ("design", "geometric-softmax", "drop-in", "export", "fcn"))]
+GUIDES = ("design", "geometric-softmax", "drop-in", "export", "fcn", "reliability")
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", ["README.md", "SECURITY.md", *(f"docs/{name}.md" for name in GUIDES)])
 def test_links_lead_somewhere(page: str) -> None:
     path = README.parent / page
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8")):
