@@ -60,7 +60,20 @@ def test(programs: Path, names: list[str]) -> None:
     facts = "sys.version.split()[0], torch.__version__, fcn_kernels.backends.active('upsample', 'cpu')"
     run(programs / "python", "-c", f"import sys, torch, fcn_kernels; print({facts})")
     tests = [ROOT / "tests" / f"test_{name}.py" for name in names]
-    run(programs / "pytest", "-q", "-p", "no:cacheprovider", "-x", "-k", "not triton", *tests)
+    run(
+        programs / "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-x",
+        "-o",
+        "pythonpath=",
+        "--package",
+        programs.parent,
+        "-k",
+        "not triton",
+        *tests,
+    )
 
 
 def main() -> None:

@@ -61,6 +61,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize(fixture, found, ids=ids, indirect=True)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--package", help="fail unless fcn_kernels is imported from below this folder")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    wanted, found = config.getoption("--package"), Path(fcn_kernels.__file__).resolve()
+    if wanted and not found.is_relative_to(Path(wanted).resolve()):
+        raise pytest.UsageError(f"fcn_kernels is {found}, not below {wanted}")
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """How many drawn calls were compared with the reference."""
     tried = getattr(sys.modules.get("strategies"), "tried", None)

@@ -112,7 +112,8 @@ def main() -> int:
     kind, arguments = sys.argv[1], sys.argv[2:]
     library = build(kind)
     tests = [str(ROOT / "tests" / f"test_{name}.py") for name in TESTS.get(kind, [])]
-    run = ["-m", "pytest", "-p", "no:cacheprovider", "--capture=sys", *tests, *CHOICE.get(kind, []), *arguments]
+    where = ["-o", f"pythonpath={library} {ROOT}", "--package", str(library)]
+    run = ["-m", "pytest", "-p", "no:cacheprovider", "--capture=sys", *where, *tests, *CHOICE.get(kind, []), *arguments]
     env = environment(kind, library)
     if kind != "coverage":
         return subprocess.run([sys.executable, *run], cwd=ROOT, env=env).returncode
