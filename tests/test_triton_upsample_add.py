@@ -22,6 +22,7 @@ from fcn_kernels import reference  # noqa: E402
 from fcn_kernels.backends.triton import upsample_add as kernels  # noqa: E402
 from fcn_kernels.backends.triton.launch import fits_int32  # noqa: E402
 
+pytestmark = pytest.mark.triton
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 # h, H, num, off, den, w, W, num, off, den, clamp: the interpreter takes about 20 ms a program, so the sizes are small.
