@@ -446,3 +446,23 @@ def test_transforms() -> None:
         models.caffe_transform(image.float())
     with pytest.raises(ValueError, match=r"got torch.uint8 \[1, 4, 5\]"):
         models.torchvision_transform(image[:1])
+
+
+def test_max_pooling_keeps_no_indices_for_the_backward_pass():
+    """Bit for bit PyTorch's, without its int64 tensors."""
+    model = filled(models.FCN8s(5, **TINY))
+    image, target = torch.rand(1, 3, 40, 52), torch.randint(0, 5, (1, 40, 52))
+
+    def step(pool) -> tuple[list[Tensor], int]:
+        kept = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(models.fcn, "max_pool2d", pool)
+            with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+                loss = model.loss(image, target)
+        images = [t for t in kept if t.dim() == 4 and t.dtype == torch.int64]
+        return list(torch.autograd.grad(loss, list(model.parameters()))), len(images)
+
+    ours, indices = step(models.fcn.max_pool2d)
+    expected, expected_indices = step(F.max_pool2d)
+    assert (indices, expected_indices) == (0, 5)
+    assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True))

@@ -23,6 +23,7 @@ from ..ops.upsample_confusion_matrix import upsample_confusion_matrix
 from ..ops.upsample_cross_entropy import upsample_cross_entropy
 from ..ops.upsample_softmax import upsample_softmax
 from ..sampling import CoordinateMap, Sampling
+from ._pooling import max_pool2d
 from .backbones import VGG_BLOCKS, VGG_CHANNELS, googlenet_features
 
 __all__ = ["FCN", "FCN8s", "FCN8sAtOnce", "FCN16s", "FCN32s", "FCNAlexNet", "FCNGoogLeNet", "Upscore"]
@@ -276,7 +277,7 @@ class _FCNOnVGG(FCN):
         for b, count in enumerate(self.blocks, 1):
             for i in range(1, count + 1):
                 x = F.relu(getattr(self, f"conv{b}_{i}")(x), inplace=True)
-            x = pools[f"pool{b}"] = F.max_pool2d(x, 2, 2, ceil_mode=True)
+            x = pools[f"pool{b}"] = max_pool2d(x, 2, 2, ceil_mode=True)
         if min(x.shape[2:]) < self.fc6.kernel_size[0]:
             raise ValueError(
                 f"{type(self).__name__}: an image of {image.shape[2]} x {image.shape[3]} pixels leaves {x.shape[2]} x "
@@ -413,4 +414,4 @@ def _reach(layers: Sequence[tuple[int, int]]) -> tuple[int, int]:
 
 
 def _pool(x: Tensor) -> Tensor:
-    return F.max_pool2d(x, 3, 2, ceil_mode=True)
+    return max_pool2d(x, 3, 2, ceil_mode=True)

@@ -13,6 +13,7 @@ from ..ops.check_labels import check_labels
 from ..ops.score_argmax import score_argmax
 from ..ops.score_cross_entropy import score_cross_entropy
 from ..ops.score_softmax import score_softmax
+from ._pooling import max_pool2d
 
 __all__ = ["UNet"]
 
@@ -126,7 +127,7 @@ class UNet(nn.Module):
             x = layer(x)
             if level < self.depth:
                 skips.append(x)
-                x = F.max_pool2d(x, 2)
+                x = max_pool2d(x, 2, 2)
         x = self.dropout(x)
         for up, merge in zip(self.up, self.merge, strict=True):
             x = merge(up(x, skips.pop()))
