@@ -2,12 +2,15 @@
 
 import importlib
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
 
 import fcn_kernels
 from fcn_kernels import _library, backends, cli, reference, use_backend
+from fcn_kernels.backends import preferences
 from fcn_kernels.backends import triton as triton_backend
 
 SAMPLING = fcn_kernels.Sampling.transposed_conv((4, 5), 2)
@@ -113,6 +116,50 @@ def test_the_table_agrees_with_the_dispatcher():
             assert has == (backends.active(op, device) != "reference"), (op, device)
 
 
+def test_measurements_decide_on_nvidia_gpus(monkeypatch, capsys):
+    monkeypatch.setattr(preferences, "SOURCE", "results/gpu.json")
+    monkeypatch.setattr(preferences, "GPU", "some GPU")
+    monkeypatch.setattr(preferences, "FASTER", {"upsample": ("triton", 1.3), "upsample_add": ("cuda", 2.0)})
+    notes = {op: backends.candidates(op, "cuda")[0] for op in ("upsample", "upsample_add", "upsample_softmax")}
+    assert {op: c.backend for op, c in notes.items()} == {
+        "upsample": "triton",
+        "upsample_add": "cuda",
+        "upsample_softmax": "cuda",
+    }
+    assert notes["upsample"].note == "Triton measured 1.30x as fast as CUDA C++ (some GPU, results/gpu.json)"
+    assert notes["upsample_add"].note == "CUDA C++ measured 2.00x as fast as Triton (some GPU, results/gpu.json)"
+    assert notes["upsample_softmax"].note == "not yet measured: CUDA C++ by convention"
+    for device in ("cpu", "xpu"):
+        assert [c.note for c in backends.candidates("upsample", device)] == [None] * 4
+    assert [c.backend for c in backends.candidates("upsample", "xpu")][0] == "cuda"
+    assert cli.main(["info"]) == 0
+    assert (
+        "Triton measured 1.30x as fast as CUDA C++ (some GPU, results/gpu.json) (upsample)" in capsys.readouterr().out
+    )
+
+
+@pytest.mark.skipif(backends.active("upsample", "cpu") != "cpu", reason="there is no C++ kernel")
+def test_triton_in_the_place_of_a_cpp_kernel():
+    """On the dispatch key CPU, so that no GPU is needed: the dispatcher reaches Triton, and by name C++ too."""
+    pytest.importorskip("triton")
+    program = """
+import warnings; warnings.simplefilter("error")
+import torch, fcn_kernels as fk
+from fcn_kernels import backends
+backends.triton.lazy = lambda op: lambda x, sampling: x + 41
+backends._give_to_triton("upsample", "CPU")
+x = torch.ones(1, 1, 2, 2)
+print(int(fk.upsample(x, (2, 2)).sum()), backends._has_cpp_kernel("upsample", "CPU"))
+with fk.use_backend("cpu"):
+    print(int(fk.upsample(x, (2, 2)).sum()))
+y = x.requires_grad_()
+with fk.use_backend("cpu"):
+    print(int(torch.autograd.grad(fk.upsample(y, (2, 2)).sum(), y)[0].sum()))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.split() == ["168", "True", "4", "4"], done.stderr
+
+
 def test_triton_kernels_are_operators():
     pytest.importorskip("triton")
     assert set(triton_backend.KERNELS) <= set(backends.operators())
@@ -160,9 +207,6 @@ def test_wrong_arguments_exit_with_2(arguments, capsys):
 
 
 def test_commands_load_only_what_they_need():
-    import subprocess
-    import sys
-
     program = (
         "import sys; from fcn_kernels.cli import main; main(['info']); print('fcn_kernels.cli.bench' in sys.modules)"
     )

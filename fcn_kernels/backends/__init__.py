@@ -6,6 +6,9 @@
     triton      Triton, any GPU that it compiles for (and CPU tensors in its interpreter)
 
 The table is read off torch's dispatcher, so that a kernel which registers itself appears here without being listed.
+On NVIDIA GPUs an operator that both backends have goes to the one that was measured to be faster (preferences.py), or to
+CUDA C++ where nobody has measured. The choice is made once, per operator, when the package is imported: a choice by
+shape would cost a way through Python in every call, and the dispatcher holds one kernel per device.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import contextlib
 import importlib
 import importlib.util
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -21,7 +25,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .. import _library
-from . import triton
+from . import preferences, triton
 
 BACKENDS = ("reference", "cpu", "cuda", "triton")
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # every kernel of every backend has these
@@ -34,11 +38,13 @@ _SHARED_BACKWARD = {"upsample_add": "upsample_backward"}
 
 _triton_library: Any = None
 _served_by_triton: set[tuple[str, str]] = set()  # (operator, dispatch key)
+_set_aside: dict[tuple[str, str], Any] = {}  # the C++ kernels in whose place Triton serves
 
 
 class Candidate(NamedTuple):
     backend: str
     reason: str | None  # why it cannot serve; None: it can
+    note: str | None = None  # why it comes first, where two backends compete
 
 
 def operators() -> list[str]:
@@ -56,8 +62,30 @@ def backward_of(op: str) -> str | None:
 
 def candidates(op: str, device: str, dtype: torch.dtype = torch.float32) -> list[Candidate]:
     """All backends for an operator on a type of device ("cpu", "cuda", ...), best first; what keeps each from it."""
-    order = _PREFERENCE.get(device, _PREFERENCE_ELSEWHERE)
-    return [Candidate(backend, _obstacle(backend, op, device, dtype)) for backend in order]
+    order = list(_PREFERENCE.get(device, _PREFERENCE_ELSEWHERE))
+    note = preference(op) if device == "cuda" else None
+    if note is not None and _prefers_triton(op):
+        order.remove("triton")
+        order.insert(0, "triton")
+    return [
+        Candidate(backend, _obstacle(backend, op, device, dtype), note if i == 0 else None)
+        for i, backend in enumerate(order)
+    ]
+
+
+def preference(op: str) -> str | None:
+    """Why CUDA C++ comes before Triton on NVIDIA GPUs, or Triton before CUDA C++; None: Triton does not compete."""
+    if op not in triton.KERNELS:
+        return None
+    if op not in preferences.FASTER:
+        return "not yet measured: CUDA C++ by convention"
+    backend, times = preferences.FASTER[op]
+    faster, other = ("Triton", "CUDA C++") if backend == "triton" else ("CUDA C++", "Triton")
+    return f"{faster} measured {times:.2f}x as fast as {other} ({preferences.GPU}, {preferences.SOURCE})"
+
+
+def _prefers_triton(op: str) -> bool:
+    return preferences.FASTER.get(op, ("cuda",))[0] == "triton"
 
 
 def active(op: str, device: str, dtype: torch.dtype = torch.float32) -> str | None:
@@ -140,11 +168,12 @@ def _has_kernel(op: str, key: str) -> bool:
 
 
 def _has_cpp_kernel(op: str, key: str) -> bool:
-    return (op, key) not in _served_by_triton and _has_kernel(op, key)
+    return (op, key) in _set_aside or ((op, key) not in _served_by_triton and _has_kernel(op, key))
 
 
 def register_triton() -> None:
-    """Gives the GPUs' dispatch keys their Triton kernels, where no C++ kernel is registered; after the extension.
+    """Gives the GPUs' dispatch keys their Triton kernels, where no C++ kernel is registered or Triton's is the faster
+    one; after the extension.
 
     Triton itself is imported by the first call.
     """
@@ -155,9 +184,18 @@ def register_triton() -> None:
     for device in TRITON_DEVICES:
         key = device.upper()
         for op in triton.KERNELS:
-            if not _has_kernel(op, key):
-                _triton_library.impl(op, triton.lazy(op), key)
-                _served_by_triton.add((op, key))
+            if not _has_kernel(op, key) or (key == "CUDA" and _prefers_triton(op)):
+                _give_to_triton(op, key)
+
+
+def _give_to_triton(op: str, key: str) -> None:
+    if _has_kernel(op, key):
+        overload = getattr(getattr(torch.ops, _library.NAMESPACE), op).default
+        _set_aside[op, key] = torch.library.get_kernel(overload, key)
+    with warnings.catch_warnings():  # torch warns of a kernel that takes another's place
+        warnings.filterwarnings("ignore", "[\\s\\S]*Overriding a previously registered kernel")
+        _triton_library.impl(op, triton.lazy(op), key)
+    _served_by_triton.add((op, key))
 
 
 @contextlib.contextmanager
@@ -205,4 +243,7 @@ class _Route(TorchDispatchMode):
         if self.backend == "triton":
             return triton.lazy(op)(*args, **kwargs)
         # Straight to the kernel, past the contexts around this one.
-        return func._op_dk(getattr(torch._C.DispatchKey, self.backend.upper()), *args, **kwargs)
+        key = getattr(torch._C.DispatchKey, self.backend.upper())
+        if (op, key.name) in _set_aside:
+            return _set_aside[op, key.name].call_boxed(torch._C.DispatchKeySet(key), *args, **kwargs)
+        return func._op_dk(key, *args, **kwargs)

@@ -84,13 +84,19 @@ def _row(op: str, direction: str, device: str, dtype: torch.dtype) -> dict:
         "kernel": kernel,
         "active": next((c.backend for c in found if c.reason is None), None),
         "unable": {c.backend: c.reason for c in found if c.reason is not None},
+        "first": next((c.note for c in found if c.note is not None), None),
     }
 
 
 def report(facts: dict) -> str:
     """The facts for people."""
     rows = facts["operators"]
-    return f"{_heading(facts)}\n\nActive backend\n{_table(rows, facts['devices'])}\n\nWhy not\n{_reasons(rows)}"
+    sections = {
+        "Active backend": _table(rows, facts["devices"]),
+        "CUDA C++ or Triton": _preferences(rows),
+        "Why not": _reasons(rows),
+    }
+    return "\n\n".join([_heading(facts), *(f"{title}\n{text}" for title, text in sections.items())])
 
 
 def _heading(facts: dict) -> str:
@@ -144,6 +150,22 @@ def _cell(rows: list[dict]) -> str:
     return "; ".join(f"{backend} ({', '.join(dtypes)})" for backend, dtypes in groups.items())
 
 
+def _preferences(rows: list[dict]) -> str:
+    """What decides on NVIDIA GPUs where both backends can serve, each once, with the operators that it concerns."""
+    groups: dict[str, dict[str, None]] = {}
+    for row in rows:
+        if row["first"] is not None:
+            groups.setdefault(row["first"], {})[row["kernel"]] = None
+    kernels = {row["kernel"] for row in rows} - {None}
+    return "\n".join(f"{reason} ({_listed(set(concerned), kernels)})" for reason, concerned in groups.items())
+
+
+def _listed(concerned: set[str], kernels: set[str]) -> str:
+    others = sorted(kernels - concerned)
+    names = sorted(concerned) if len(concerned) <= len(others) else ["all but", *others] if others else ["all"]
+    return ", ".join(names).replace("all but, ", "all but ")
+
+
 def _reasons(rows: list[dict]) -> str:
     """The reasons, each once, with the operators that it concerns; a backend on a foreign device needs none."""
     groups: dict[tuple[str, str, str], dict[str, None]] = {}
@@ -155,8 +177,5 @@ def _reasons(rows: list[dict]) -> str:
     kernels = {row["kernel"] for row in rows} - {None}
     lines = []
     for (device, backend, reason), concerned in groups.items():
-        others = sorted(kernels - set(concerned))
-        names = sorted(concerned) if len(concerned) <= len(others) else ["all but", *others] if others else ["all"]
-        listed = ", ".join(names).replace("all but, ", "all but ")
-        lines.append(f"{backend} on {device}: {reason} ({listed})")
+        lines.append(f"{backend} on {device}: {reason} ({_listed(set(concerned), kernels)})")
     return "\n".join(sorted(lines)) or "nothing: every backend serves every operator"
