@@ -131,7 +131,7 @@ def test_measurements_decide_on_nvidia_gpus(monkeypatch, capsys):
     assert notes["upsample_softmax"].note == "not yet measured: CUDA C++ by convention"
     for device in ("cpu", "xpu"):
         assert [c.note for c in backends.candidates("upsample", device)] == [None] * 4
-    assert [c.backend for c in backends.candidates("upsample", "xpu")][0] == "cuda"
+    assert next(c.backend for c in backends.candidates("upsample", "xpu")) == "cuda"
     assert cli.main(["info"]) == 0
     assert (
         "Triton measured 1.30x as fast as CUDA C++ (some GPU, results/gpu.json) (upsample)" in capsys.readouterr().out

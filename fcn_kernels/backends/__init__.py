@@ -6,8 +6,8 @@
     triton      Triton, any GPU that it compiles for (and CPU tensors in its interpreter)
 
 The table is read off torch's dispatcher, so that a kernel which registers itself appears here without being listed.
-On NVIDIA GPUs an operator that both backends have goes to the one that was measured to be faster (preferences.py), or to
-CUDA C++ where nobody has measured. The choice is made once, per operator, when the package is imported: a choice by
+On NVIDIA GPUs an operator that both backends have goes to the one that was measured to be faster (preferences.py), or
+to CUDA C++ where nobody has measured. The choice is made once, per operator, when the package is imported: a choice by
 shape would cost a way through Python in every call, and the dispatcher holds one kernel per device.
 """
 

@@ -1,4 +1,4 @@
-"""Which GPU backend is the faster one, per operator: data, which benchmarks/gpu_preferences.py writes anew from results.
+"""The faster GPU backend of every operator: data, which benchmarks/gpu_preferences.py writes anew from results.
 
 Not yet measured.
 """
