@@ -338,8 +338,8 @@ def main() -> int:
 def shown(c: Ceilings) -> str:
     products = ", ".join(f"{name} {2 * rate / 1e12:.0f}" for name, rate in c.products.items())
     return (
-        f"ceilings: copy {c.bytes / 1e12:.2f} TB/s; products, TFLOP/s: {products}; exponentials {c.exponentials:.2g}/s, "
-        f"instructions {c.instructions:.2g}/s; graph {1e6 * c.graph:.1f} us and {1e6 * c.kernel:.1f} us a kernel"
+        f"ceilings: copy {c.bytes / 1e12:.2f} TB/s; products, TFLOP/s: {products}; "
+        f"exponentials {c.exponentials:.2g}/s, instructions {c.instructions:.2g}/s; graph {1e6 * c.graph:.1f} us and {1e6 * c.kernel:.1f} us a kernel"
     )
 
 

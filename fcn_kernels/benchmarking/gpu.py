@@ -1,8 +1,8 @@
 """How time and memory are measured on a GPU, and the ceilings of the one that is there.
 
-Every sample finds a cold L2 cache: a large buffer is read before it, which leaves no line to be written back. The GPU is
-kept busy while the host queues a call, so that device time is measured and not the host's; what is left of launches is
-the gap between kernels.
+Every sample finds a cold L2 cache: a large buffer is read before it, which leaves no line to be written back. The GPU
+is kept busy while the host queues a call, so that device time is measured and not the host's; what is left of launches
+is the gap between kernels.
 """
 
 from __future__ import annotations
@@ -143,9 +143,8 @@ def ceilings(device: str, seconds: float = 0.5) -> Ceilings:
     large = device == "cuda"
     source = torch.randn((1 << 30) // 4 if large else 1 << 20, device=device)
     target = torch.empty_like(source)
-    copy = timer.interleaved({"copy": lambda: target.copy_(source)}, seconds)["copy"].median / 1e3
-    moved = 2 * source.nbytes
-    del source, target
+    timing = timer.interleaved({"copy": lambda: target.copy_(source)}, seconds)["copy"]
+    rate = 2 * source.nbytes / timing.median * 1e3
     products = {}
     for arithmetic, side in (("fp32", 4096), ("tf32", 8192), ("bf16", 8192)):
         side = side if large else 128
@@ -155,11 +154,11 @@ def ceilings(device: str, seconds: float = 0.5) -> Ceilings:
             timing = timer.interleaved({"product": lambda a=a, b=b: a @ b}, seconds)["product"]
         products[arithmetic] = side**3 / timing.median * 1e3
     if isinstance(timer, HostClock):
-        return Ceilings(moved / copy, products["fp32"], products["fp32"], products)
+        return Ceilings(rate, products["fp32"], products["fp32"], products)
     properties = torch.cuda.get_device_properties()
     rates = of_multiprocessors(properties.multi_processor_count, timer.rate, (properties.major, properties.minor))
     graph, kernel = _launches(timer, seconds)
-    return Ceilings(moved / copy, *rates, products, graph, kernel)
+    return Ceilings(rate, *rates, products, graph, kernel)
 
 
 def _launches(timer: Clock, seconds: float) -> tuple[float, float]:

@@ -1,5 +1,5 @@
-"""The workloads of benchmarks/gpu_operators.py: jobs that fill a GPU, the work that none of their methods can avoid, and
-what they must reach. `cases("cpu", tiny=True)` are the same jobs on a few pixels, to try the programs out.
+"""The workloads of benchmarks/gpu_operators.py: jobs that fill a GPU, the work that the fused way cannot avoid, and what
+they must reach. `cases("cpu", tiny=True)` are the same jobs on a few pixels, to try the programs out.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ def binary_cross_entropy(m: Maker, g: Geometry, dtype: torch.dtype, goals: tuple
 
 
 def streaming(m: Maker, g: Geometry, dtype: torch.dtype, goals: tuple[Goal, ...], *, operator: str) -> Case:
-    """A transposed convolution by (large / small), in one direction: `upsample`, `upsample_add`, `upsample_backward`."""
+    """A bilinear transposed convolution, or its adjoint: `upsample`, `upsample_add`, `upsample_backward`."""
     stride = g.large[0] // g.small[0]
     crop = stride // 2
     sampling = Sampling.transposed_conv(g.small, stride, offset=crop, output_size=g.large)
