@@ -4,7 +4,8 @@
 
 It needs transformers and torchvision (`make integrations` installs them). The models have random weights, and the
 library's own code runs before and after: SegFormer of B0's size with 150 classes at 512 x 512, and torchvision's FCN
-class around two 1x1 convolutions, 21 classes, 65 x 65 to 520 x 520, two images.
+class around two 1x1 convolutions, 21 classes, 65 x 65 to 520 x 520, two images. With --device cuda, SegFormer and
+torchvision's DeepLabV3 on a ResNet50, whose memory is what torch allocates there.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fcn_kernels
-from fcn_kernels.benchmarking import measure, memory
+from fcn_kernels.benchmarking import gpu, measure, memory
 
 METHODS = ("library", "fused")
 Step = Callable[[], object]
@@ -48,19 +49,19 @@ class Features(nn.Module):
         return {"out": self.x, "aux": self.x}
 
 
-def labels(classes: int, *size: int) -> Tensor:
-    found = torch.randint(0, classes, size)
+def labels(classes: int, *size: int, device: str = "cpu") -> Tensor:
+    found = torch.randint(0, classes, size, device=device)
     found[:, :3] = 255
     return found
 
 
-def segformer(fused: bool) -> dict[str, Step]:
+def segformer(fused: bool, device: str = "cpu") -> dict[str, Step]:
     hf = library("transformers")
     torch.manual_seed(0)
-    model = hf.SegformerForSemanticSegmentation(hf.SegformerConfig(num_labels=150))
+    model = hf.SegformerForSemanticSegmentation(hf.SegformerConfig(num_labels=150)).to(device)
     model.config.semantic_loss_ignore_index = 255
     processor = hf.SegformerImageProcessor()
-    image, target = torch.randn(1, 3, 512, 512), labels(150, 1, 512, 512)
+    image, target = torch.randn(1, 3, 512, 512).to(device), labels(150, 1, 512, 512, device=device)
     with torch.inference_mode():
         small = model.eval()(image)
     if fused:
@@ -91,12 +92,24 @@ def segformer(fused: bool) -> dict[str, Step]:
     return {"post-process": post_process, "evaluation": evaluation, "training": training, "scores": scores}
 
 
-def heads(fused: bool) -> dict[str, Step]:
+def heads(fused: bool, device: str = "cpu") -> dict[str, Step]:
     segmentation = library("torchvision").models.segmentation
     torch.manual_seed(0)
-    features = Features(torch.randn(2, 256, 65, 65))
-    model = segmentation.FCN(features, nn.Conv2d(256, 21, 1), nn.Conv2d(256, 21, 1))
-    image, target = torch.zeros(2, 3, 520, 520), labels(21, 2, 520, 520)  # of the image the size is read
+    features = Features(torch.randn(2, 256, 65, 65).to(device))
+    model = segmentation.FCN(features, nn.Conv2d(256, 21, 1), nn.Conv2d(256, 21, 1)).to(device)
+    return _torchvision(model, torch.zeros(2, 3, 520, 520), fused, device)  # of the image the size is read
+
+
+def deeplab(fused: bool, device: str = "cpu") -> dict[str, Step]:
+    segmentation = library("torchvision").models.segmentation
+    torch.manual_seed(0)
+    options = {"weights": None, "weights_backbone": None, "num_classes": 21, "aux_loss": True}
+    model = segmentation.deeplabv3_resnet50(**options).to(device)
+    return _torchvision(model, torch.randn(2, 3, 520, 520), fused, device)
+
+
+def _torchvision(model: nn.Module, image: Tensor, fused: bool, device: str) -> dict[str, Step]:
+    image, target = image.to(device), labels(21, len(image), *image.shape[2:], device=device)
     if fused:
         fcn_kernels.fuse(model)
 
@@ -118,8 +131,12 @@ def heads(fused: bool) -> dict[str, Step]:
     return {"training": training, "evaluation": evaluation, "scores": scores}
 
 
-MODELS: dict[str, Callable[[bool], dict[str, Step]]] = {"segformer-b0": segformer, "torchvision-heads": heads}
-
+MODELS: dict[str, Callable[..., dict[str, Step]]] = {
+    "segformer-b0": segformer,
+    "torchvision-heads": heads,
+    "deeplabv3-resnet50": deeplab,
+}
+SHOWN = {"cpu": ("segformer-b0", "torchvision-heads"), "cuda": ("segformer-b0", "deeplabv3-resnet50")}
 
 TITLES = {
     ("segformer-b0", "evaluation"): "SegFormer, evaluation: forward and post-process",
@@ -127,6 +144,8 @@ TITLES = {
     ("segformer-b0", "training"): "SegFormer, training step: forward with loss, and backward",
     ("torchvision-heads", "training"): "torchvision heads, `out` and `aux`: forward, criterion, backward",
     ("torchvision-heads", "evaluation"): "torchvision heads: forward and `argmax`",
+    ("deeplabv3-resnet50", "training"): "DeepLabV3-ResNet50, `out` and `aux`: forward, criterion, backward",
+    ("deeplabv3-resnet50", "evaluation"): "DeepLabV3-ResNet50: forward and `argmax`",
 }
 GOALS = {  # speed-up at least; memory at most, as a share of the library's
     ("segformer-b0", "evaluation"): (3.0, None),
@@ -142,16 +161,16 @@ def _peak(model: str, step: str, fused: bool, threads: int) -> int:
     return memory.peak_of(call)
 
 
-def measured(seconds: float) -> list[dict[str, Any]]:
+def measured(seconds: float, names: Sequence[str], device: str = "cpu") -> list[dict[str, Any]]:
     """Times of all steps of both methods, interleaved, and how far the label maps agree."""
-    rows = []
-    for model, make in MODELS.items():
-        steps = {method: make(method == "fused") for method in METHODS}
+    rows, timer = [], gpu.clock(device)
+    for model in names:
+        steps = {method: MODELS[model](method == "fused", device) for method in METHODS}
         top = steps["library"]["scores"]().topk(2, 1).values
         lead = (top[:, 0] - top[:, 1]) / top.abs().max()
         for step in [name for name in steps["library"] if name != "scores"]:
             results = {method: steps[method][step]() for method in METHODS}
-            timings = measure.interleaved({method: steps[method][step] for method in METHODS}, seconds)
+            timings = timer.interleaved({method: steps[method][step] for method in METHODS}, seconds)
             row = {"model": model, "step": step, "milliseconds": {m: t.as_dict() for m, t in timings.items()}}
             a, b = (results[method] for method in METHODS)
             if a.is_floating_point():
@@ -160,6 +179,8 @@ def measured(seconds: float) -> list[dict[str, Any]]:
                 different = (a != b).view(lead.shape)
                 row["labels"], row["labels_that_differ"] = a.numel(), int(different.sum())
                 row["their_lead"] = float(lead[different].max()) if different.any() else 0.0
+            if device != "cpu":
+                row["peak_bytes"] = {method: gpu.peak(steps[method][step], device) for method in METHODS}
             row["speed_up"] = timings["library"].median / timings["fused"].median
             rows.append(row)
             print(f"{model} {step}: {row['speed_up']:.3g}x", file=sys.stderr, flush=True)
@@ -185,9 +206,17 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--instruction-set", choices=measure.INSTRUCTION_SETS)
     parser.add_argument("--seconds", type=float, default=20, help="per step")
+    parser.add_argument("--device", choices=SHOWN, default="cpu")
+    parser.add_argument("--models", nargs="+", choices=MODELS)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--part", choices=("times", "memory"), help=argparse.SUPPRESS)
     args = parser.parse_args()
+    args.models = args.models or SHOWN[args.device]
+    if args.device != "cpu":
+        with gpu.tf32(False):
+            rows = measured(args.seconds, args.models, args.device)
+        report({"provenance": provenance() | {"gpu": torch.cuda.get_device_name()}, "rows": rows}, args.json)
+        return
     if args.part is None:  # malloc and torch's libraries read their settings when a process starts
         found: dict[str, Any] = {}
         for part, regime in (("times", "recycling"), ("memory", "exact")):
@@ -198,9 +227,7 @@ def main() -> None:
         for row in found["rows"]:
             row["peak_bytes"] = found["peaks"].get(f"{row['model']} {row['step']}", {})
         del found["peaks"]
-        if args.json:
-            args.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        print(*table(found), sep="\n")
+        report(found, args.json)
         return
     torch.set_num_threads(args.threads)
     if args.instruction_set:
@@ -208,8 +235,17 @@ def main() -> None:
     if args.part == "memory":
         print(json.dumps({"peaks": peaks(args.threads)}))
     else:
-        versions = {name: library(name).__version__ for name in ("transformers", "torchvision")}
-        print(json.dumps({"provenance": measure.provenance() | versions, "rows": measured(args.seconds)}))
+        print(json.dumps({"provenance": provenance(), "rows": measured(args.seconds, args.models)}))
+
+
+def provenance() -> dict[str, object]:
+    return measure.provenance() | {name: library(name).__version__ for name in ("transformers", "torchvision")}
+
+
+def report(found: dict[str, Any], file: Path | None) -> None:
+    if file:
+        file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(*table(found), sep="\n")
 
 
 def versions(data: dict[str, Any]) -> str:

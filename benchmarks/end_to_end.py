@@ -2,10 +2,13 @@
 
     python -m benchmarks.end_to_end --json benchmarks/results/end-to-end.json                # two minutes
     python -m benchmarks.end_to_end --widths published --json FILE                           # a quarter of an hour
+    python -m benchmarks.end_to_end --device cuda --widths published --json FILE             # a minute
 
 Every method runs in a process of its own, which first measures the peak memory of a call (beyond weights, their
 gradients and inputs), then times the calls that follow. Labels and losses are compared with eager PyTorch's.
 "eager" has the dense transposed convolutions of the published networks, "eager, interpolate" the fastest formulation.
+On a GPU a process takes all methods in one precision, interleaved, the fused ones also as the replay of a CUDA graph;
+memory is what torch allocates there. bf16 is torch's autocast.
 """
 
 from __future__ import annotations
@@ -24,11 +27,13 @@ from torch import Tensor
 
 from benchmarks.fcn8s import network, picture
 from fcn_kernels import models
-from fcn_kernels.benchmarking import eager_fcn, formulations, measure, memory
+from fcn_kernels.benchmarking import eager_fcn, formulations, gpu, measure, memory
 
 WIDTHS = {"narrow": {"channels": (8, 16, 32, 64, 64), "hidden": 128}, "published": {}}
 METHODS = ("fused", "eager", "eager, interpolate", "compiled", "fused, compiled")
 JOBS = ("labels", "training step")
+GRAPH = "fused, graph"  # on a GPU only
+PRECISIONS = {"fp32": 1e-3, "bf16": 5e-2, "tf32": 1e-2}  # how far labels, as a share, and losses may be from eager's
 
 
 def _logits(method: str, model: models.FCN8s, image: Tensor) -> Tensor:
@@ -92,10 +97,77 @@ def run(widths: str, job: str, method: str, batch: int, side: int, threads: int,
     return {"peak_bytes": peak, "seconds": times, "result": result.tolist() if job != "labels" else result.numpy()}
 
 
+def run_on(device: str, widths: str, jobs: list[str], methods: list[str], batches: list[int], side: int, precision: str,
+           seconds: float, warm_up: bool) -> list[dict]:  # fmt: skip
+    """The same on a GPU, in one process for all methods of a precision."""
+    model = network(lambda: models.FCN8s(**WIDTHS[widths])).to(device)
+    timer, rows = gpu.clock(device), []
+    for job in jobs:
+        for batch in batches:
+            image = picture((side, side)).repeat(batch, 1, 1, 1).to(device)
+            target = torch.randint(0, 21, (batch, side, side), device=device)
+            calls, peaks, results = {}, {}, {}
+            with gpu.tf32(precision == "tf32"), torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+                for method in sorted(methods, key=lambda m: m != "eager"):  # eager first: it is the yardstick
+                    call = _job(job, method.removesuffix(", graph"), model, image, target)
+                    call = gpu.graphed(call, device) if method == GRAPH else call
+                    results[method] = call().clone()
+                    calls[method], peaks[method] = call, gpu.peak(call, device)
+                timings = {} if warm_up else timer.interleaved(calls, seconds, minimum=3)
+            for method, timing in timings.items():
+                rows.append(
+                    {
+                        "network": f"FCN-8s, {widths} widths, {side}x{side}",
+                        "precision": precision,
+                        "job": job,
+                        "batch": batch,
+                        "method": method,
+                        "images_per_second": batch / timing.median * 1e3,
+                        "milliseconds": timing.as_dict(),
+                        "peak_bytes": peaks[method],
+                        "from_eager": _distance(job, results[method], results["eager"]) if "eager" in results else None,
+                    }
+                )
+    return rows
+
+
+def _distance(job: str, found: Tensor, expected: Tensor) -> float:
+    """The share of labels that differ; the relative difference of losses."""
+    if job == "labels":
+        return (found != expected).float().mean().item()
+    return ((found - expected).abs() / expected.abs()).item()
+
+
 def agree(job: str, found: dict, expected: dict) -> bool:
     if job == "labels":
         return (found["result"] != expected["result"]).mean() < 1e-3
     return abs(found["result"] - expected["result"]) < 1e-3 * abs(expected["result"])
+
+
+def on_device(args: argparse.Namespace) -> None:
+    """A process for each precision; the results are written after each."""
+    rows, wrong = [], []
+    methods = args.methods or ["fused", GRAPH, "eager", "eager, interpolate", "compiled"]
+    for widths in args.widths:
+        for precision in args.precisions:
+            job = (args.device, widths, list(args.jobs), list(methods), args.batches, args.side, precision)
+            lines: dict[str, list[str]] = {}
+            for row in memory.in_fresh_process(run_on, *job, args.seconds, args.warm_up):
+                rows.append(row)
+                peak = "" if row["peak_bytes"] is None else f" ({row['peak_bytes'] / 1e6:.0f} MB)"
+                name = f"{widths}, {precision}, {row['job']}, batch {row['batch']}"
+                lines.setdefault(name, []).append(f"{row['method']} {row['milliseconds']['median']:.2f}{peak}")
+                if row["from_eager"] is not None and not row["from_eager"] <= PRECISIONS[precision]:
+                    wrong.append(f"{name}, {row['method']}, is {row['from_eager']:.3g} from eager PyTorch")
+            for name, cells in lines.items():
+                print(f"{name}, ms: {'; '.join(cells)}", flush=True)
+            if args.json and rows:
+                where = measure.provenance() | {"device": args.device}
+                if args.device == "cuda":
+                    where["gpu"] = torch.cuda.get_device_name()
+                args.json.write_text(json.dumps({"provenance": where, "rows": rows, "disagreements": wrong}, indent=1))
+    if wrong:
+        raise SystemExit("\n".join(wrong))
 
 
 def main() -> None:
@@ -104,11 +176,19 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=500, help="of the square images")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--jobs", nargs="+", choices=JOBS, default=JOBS)
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--methods", nargs="+", choices=(*METHODS, GRAPH), default=None, help="by default all")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS), help="on a GPU")
+    parser.add_argument("--seconds", type=float, default=1.0, help="on a GPU: of timing, per job and batch")
+    parser.add_argument("--warm-up", action="store_true", help="on a GPU: compile and call, but do not time")
+    parser.add_argument("--interleaved", action="store_true", help="measure on the CPU as on a GPU, to try it out")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    if args.device != "cpu" or args.interleaved:
+        return on_device(args)
+    args.methods = args.methods or METHODS
     os.environ.update(measure.REGIMES["exact"])  # for the processes to come: resident memory is what is allocated
     rows = []
     for widths in args.widths:

@@ -3,6 +3,7 @@
     python -m benchmarks.gpu_operators --json FILE                     # about three minutes on an H200
     python -m benchmarks.gpu_operators --warm-up                       # compiles and compares everything, times nothing
     python -m benchmarks.gpu_operators --device cpu --tiny             # the same program where there is no GPU
+    ncu --profile-from-start off python -m benchmarks.gpu_operators --profile --only upsample_cross_entropy-c150
 
 The ceilings of the device come first. Every method of a case is compared with the float64 oracle, and timed only if it
 agrees; caches are cold, runs interleaved. The measuring process is another one: a case that kills or hangs it is named,
@@ -12,6 +13,7 @@ its method is left out, and the others go on. The results are written after ever
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import queue
@@ -26,7 +28,6 @@ from typing import IO, Any
 
 import torch
 
-from fcn_kernels import use_backend
 from fcn_kernels.benchmarking import floors, gpu, measure
 from fcn_kernels.benchmarking.agreement import Agreement
 from fcn_kernels.benchmarking.floors import Ceilings
@@ -49,12 +50,7 @@ def methods_of(case: Case, device: str, compiled: bool) -> list[Method]:
 def _call(case: Case, method: Method, tensors: dict, device: str) -> Any:
     call = call_of(method, tensors)
     if method.role == "fused":
-        plain = call
-
-        def call() -> Any:
-            with use_backend(method.name):
-                return plain()
-
+        call = gpu.in_backend(method.name, call)
     return gpu.graphed(call, device) if case.graph else call
 
 
@@ -103,7 +99,7 @@ def measured(case: Case, request: dict, timer: gpu.Clock | gpu.HostClock, emit: 
         del agreement
         if calls and not request["warm_up"]:
             emit("method", case=case.name, method=None)
-            timings = timer.interleaved(calls, request["seconds"])
+            timings = timer.interleaved(calls, request["seconds"], minimum=5 if device == "cuda" else 2)
             row["milliseconds"][kind] = {name: timing.as_dict() for name, timing in timings.items()}
     return row
 
@@ -133,17 +129,31 @@ def worker() -> None:
     emit("done")
 
 
+def profile(chosen: list[Case], device: str) -> None:
+    """One call of each backend, warm, for a profiler that waits for the signal."""
+    for case in chosen:
+        tensors = case.job.make(case.job.inputs[0])
+        for method in methods_of(case, device, compiled=False):
+            if method.role == "fused":
+                call = gpu.in_backend(method.name, call_of(method, tensors))
+                call()
+                with torch.cuda.profiler.profile() if device == "cuda" else contextlib.nullcontext():
+                    call()
+                print(case.name, method.name, flush=True)
+
+
 # --- the process that watches it ---
 
 
 def events(request: dict, limit: float, log: IO[str]) -> Iterator[dict]:
     """Of a measuring process, until it is done, dead, or silent for `limit` seconds, when it is killed."""
-    root = Path(__file__).resolve().parent.parent
     process = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.gpu_operators", "--worker"],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])},
-    )  # fmt: skip
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        text=True,
+    )
     lines: queue.Queue[str | None] = queue.Queue()
 
     def read() -> None:
@@ -171,7 +181,7 @@ def watched(request: dict, limit: float, deadline: float, log: IO[str]) -> Itera
     while left and time.monotonic() < deadline:
         at: dict[str, Any] = {"case": left[0], "method": None}
         done = False
-        for event in events({**request, "cases": left, "skip": skip, "ceilings": ceilings}, limit, log):
+        for event in events({**request, "cases": [*left], "skip": [*skip], "ceilings": ceilings}, limit, log):
             kind = event["event"]
             if kind == "method":
                 at = event
@@ -293,6 +303,7 @@ def main() -> int:
     parser.add_argument("--deadline", type=float, default=600, help="seconds in all, after which cases are left out")
     parser.add_argument("--no-compile", action="store_true", help="without torch.compile")
     parser.add_argument("--warm-up", action="store_true", help="compile and compare, but do not time")
+    parser.add_argument("--profile", action="store_true", help="call each backend once for a profiler, and end")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -304,6 +315,9 @@ def main() -> int:
     chosen = [name for name in by_name if args.only in name]
     if not chosen:
         raise SystemExit(f"no case's name contains {args.only!r}; the names are\n  " + "\n  ".join(by_name))
+    if args.profile:
+        profile([by_name[name] for name in chosen], args.device)
+        return 0
     request = {
         "device": args.device, "tiny": args.tiny, "seconds": args.seconds, "compile": not args.no_compile,
         "warm_up": args.warm_up, "ceilings": not args.warm_up, "cases": chosen,
@@ -339,7 +353,8 @@ def shown(c: Ceilings) -> str:
     products = ", ".join(f"{name} {2 * rate / 1e12:.0f}" for name, rate in c.products.items())
     return (
         f"ceilings: copy {c.bytes / 1e12:.2f} TB/s; products, TFLOP/s: {products}; "
-        f"exponentials {c.exponentials:.2g}/s, instructions {c.instructions:.2g}/s; graph {1e6 * c.graph:.1f} us and {1e6 * c.kernel:.1f} us a kernel"
+        f"exponentials {c.exponentials:.2g}/s, instructions {c.instructions:.2g}/s; "
+        f"graph {1e6 * c.graph:.1f} us and {1e6 * c.kernel:.1f} us a kernel"
     )
 
 

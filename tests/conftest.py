@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import random
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -28,6 +30,8 @@ from fcn_kernels import backends
 settings.register_profile("suite", max_examples=20, derandomize=True, database=None, deadline=None)
 settings.register_profile("fuzz", max_examples=1000, deadline=None, print_blob=True)
 settings.load_profile("suite")
+
+_BEGUN = time.monotonic()
 
 # The images are tiny, and threads would wait for each other only; test_determinism.py varies their number.
 torch.set_num_threads(1)
@@ -62,6 +66,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", help="only tests of a GPU's backends, on that type of device: cuda")
+    parser.addoption("--seconds", type=float, help="in another order, and after so many seconds skip what is left")
     parser.addoption("--package", help="fail unless fcn_kernels is imported from below this folder")
 
 
@@ -69,6 +75,37 @@ def pytest_configure(config: pytest.Config) -> None:
     wanted, found = config.getoption("--package"), Path(fcn_kernels.__file__).resolve()
     if wanted and not found.is_relative_to(Path(wanted).resolve()):
         raise pytest.UsageError(f"fcn_kernels is {found}, not below {wanted}")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    device = config.getoption("--device")
+    if device is not None:
+        config.hook.pytest_deselected(items=[item for item in items if not _runs_on(item, device)])
+        items[:] = [item for item in items if _runs_on(item, device)]
+    if config.getoption("--seconds") is not None:
+        random.Random(0).shuffle(items)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    seconds = item.config.getoption("--seconds")
+    if seconds is not None and time.monotonic() > _BEGUN + seconds:
+        pytest.skip("no time left")
+
+
+def _runs_on(item: pytest.Item, device: str) -> bool:
+    """Whether it is parametrized with a backend there, or a test of the GPU kernels as such."""
+    parameters = getattr(item, "callspec", None)
+    chosen = [p for p in parameters.params.values() if isinstance(p, Backend)] if parameters else []
+    if chosen:
+        return any(b.device == device and b.name != "reference" for b in chosen)
+    return any(item.get_closest_marker(name) for name in ("cuda", "triton"))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """A wrong access leaves CUDA unusable in a process: one of several that share the tests gives way to a new one."""
+    if report.failed and "CUDA error" in report.longreprtext and "PYTEST_XDIST_WORKER" in os.environ:
+        os._exit(1)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

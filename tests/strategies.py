@@ -538,6 +538,18 @@ def score_cross_entropy_backward(draw: st.DrawFn) -> Call:
     return Call("score_cross_entropy_backward", args, (gain,) * 3, s.x)
 
 
+def moved(call: Call, device: str) -> Call:
+    """The call on another device, its tensors stored as they were: strides, fillers between values, and all."""
+
+    def move(a: Any) -> Any:
+        if not isinstance(a, Tensor):
+            return a
+        storage = torch.empty(0, dtype=a.dtype).set_(a.untyped_storage()).to(device)
+        return storage.as_strided(a.size(), a.stride(), a.storage_offset())
+
+    return call._replace(args=tuple(map(move, call.args)), scale=move(call.scale))
+
+
 # --- checks --------------------------------------------------------------------------------------------------------
 
 

@@ -1,7 +1,7 @@
 """Every operator, called with what Hypothesis draws, against the reference in float64.
 
 A few cases per operator in the normal suite, always the same ones; `make fuzz` draws thousands, always others. Triton's
-interpreter is left out for its slowness.
+interpreter is left out for its slowness, GPUs have these calls in benchmarks/gpu_check.py.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import torch
 
+from fcn_kernels import use_backend
 from fcn_kernels.benchmarking import measure
 from fcn_kernels.benchmarking.floors import Ceilings, of_multiprocessors
 from fcn_kernels.benchmarking.measure import Timing
@@ -80,14 +81,22 @@ class Clock:
 class HostClock:
     """The same for the CPU, to try programs out where there is no GPU."""
 
-    def interleaved(
-        self, calls: Mapping[str, Call], seconds: float, minimum: int = 2, most: int = 60
-    ) -> dict[str, Timing]:
+    def interleaved(self, calls: Mapping[str, Call], seconds: float, minimum: int = 5) -> dict[str, Timing]:
         return measure.interleaved(calls, seconds, minimum)
 
 
 def clock(device: str) -> Clock | HostClock:
     return Clock() if device == "cuda" else HostClock()
+
+
+def in_backend(name: str, call: Call) -> Call:
+    """The call within `use_backend`."""
+
+    def there() -> object:
+        with use_backend(name):
+            return call()
+
+    return there
 
 
 def peak(call: Call, device: str) -> int | None:

@@ -1,5 +1,5 @@
-"""The workloads of benchmarks/gpu_operators.py: jobs that fill a GPU, the work that the fused way cannot avoid, and what
-they must reach. `cases("cpu", tiny=True)` are the same jobs on a few pixels, to try the programs out.
+"""The workloads of benchmarks/gpu_operators.py: jobs that fill a GPU, the work that the fused way cannot avoid, and
+what they must reach. `cases("cpu", tiny=True)` are the same jobs on a few pixels, to try the programs out.
 """
 
 from __future__ import annotations
