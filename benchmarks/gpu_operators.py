@@ -284,13 +284,32 @@ def table(data: dict) -> str:
     return "\n".join([*lines, f"goals: {sum(goals)} of {len(goals)} reached"])
 
 
+def _shown(against: str, value: float) -> str:
+    match against:
+        case "memory":
+            return f"{value / 1e6:.0f} MB"
+        case "copy":
+            return f"{value:.0%}"
+    return f"{value:.3g}x"
+
+
 def _goal_text(goal: dict) -> str:
-    shown = {"memory": lambda v: f"{v / 1e6:.0f} MB", "copy": lambda v: f"{v:.0%}"}.get(
-        goal["against"], lambda v: f"{v:.3g}x"
-    )
-    measured = "not measured" if goal["measured"] is None else shown(goal["measured"])
+    measured = "not measured" if goal["measured"] is None else _shown(goal["against"], goal["measured"])
     verdict = {True: "ok", False: "MISSED", None: "?"}[goal["reached"]]
-    return f"{goal['against']} {measured} of {shown(goal['goal'])} {verdict}"
+    return f"{goal['against']} {measured} of {_shown(goal['against'], goal['goal'])} {verdict}"
+
+
+def predicted(ceilings: Ceilings) -> list[str]:
+    """The floors of all cases at these ceilings, in Markdown."""
+    lines = ["| | MB | bytes | exponentials | instructions | products | floor, us | must reach |", "|---|" + "---|" * 7]
+    for case in cases("cpu"):  # nothing is made
+        terms = [f"{1e3 * t:.3g}" if t else "" for t in floors.terms(case.work, ceilings).values()]
+        milliseconds, limit = floors.floor(case.work, ceilings)
+        goals = ", ".join(f"{goal.against} {_shown(goal.against, goal.value)}" for goal in case.goals)
+        floor = f"**{1e3 * milliseconds:.3g}** {limit}"
+        title = f"`{case.job.operator}` {case.job.title}"
+        lines.append("| " + " | ".join([title, f"{case.work.bytes / 1e6:.3g}", *terms, floor, goals]) + " |")
+    return lines
 
 
 def main() -> int:
@@ -303,12 +322,16 @@ def main() -> int:
     parser.add_argument("--deadline", type=float, default=600, help="seconds in all, after which cases are left out")
     parser.add_argument("--no-compile", action="store_true", help="without torch.compile")
     parser.add_argument("--warm-up", action="store_true", help="compile and compare, but do not time")
+    parser.add_argument("--predict", action="store_true", help="print the floors that an H200 should have, and end")
     parser.add_argument("--profile", action="store_true", help="call each backend once for a profiler, and end")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
         worker()
+        return 0
+    if args.predict:
+        print(*predicted(floors.PREDICTED_H200), sep="\n")
         return 0
     # Here the cases only tell their names and goals: nothing is made on the device.
     by_name = {case.name: case for case in cases(args.device, args.tiny)}

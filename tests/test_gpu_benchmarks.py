@@ -150,6 +150,12 @@ def test_the_table_names_what_went_wrong():
     assert text.endswith("goals: 2 of 2 reached")
 
 
+def test_predictions_are_those_of_the_notes():
+    notes = (ROOT / "docs/gpu-notes.md").read_text(encoding="utf-8").splitlines()
+    missing = [line for line in gpu_operators.predicted(PREDICTED_H200) if line not in notes]
+    assert not missing, "python -m benchmarks.gpu_operators --predict"
+
+
 # --- a process that dies ---
 
 
