@@ -94,6 +94,8 @@ def measured(case: Case, request: dict, timer: gpu.Clock | gpu.HostClock, emit: 
             if complaints:
                 continue
             if first:
+                for t in tensors.values():
+                    t.grad = None  # it belongs to what the call takes
                 row["peak_bytes"][method.name] = gpu.peak(call, device)
             calls[method.name] = call
         del agreement
@@ -154,21 +156,23 @@ def events(request: dict, limit: float, log: IO[str]) -> Iterator[dict]:
         stderr=log,
         text=True,
     )
-    lines: queue.Queue[str | None] = queue.Queue()
-
-    def read() -> None:
-        for line in process.stdout:
-            lines.put(line)
-        lines.put(None)
-
-    threading.Thread(target=read, daemon=True).start()
+    lines: queue.Queue[str] = queue.Queue()
+    threading.Thread(target=lambda: [lines.put(line) for line in process.stdout], daemon=True).start()
     try:
-        process.stdin.write(json.dumps(request))
-        process.stdin.close()
-        while (line := lines.get(timeout=limit)) is not None:
-            yield json.loads(line)
-    except (queue.Empty, BrokenPipeError):
-        return
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(json.dumps(request))
+            process.stdin.close()
+        heard = time.monotonic()
+        while time.monotonic() < heard + limit:
+            try:
+                line = lines.get(timeout=0.2)
+            except queue.Empty:  # a compiler's process may outlive the dead one, and hold its output open
+                if process.poll() is not None and lines.empty():
+                    return
+                continue
+            heard = time.monotonic()
+            if line.startswith('{"event"'):  # others may print there too
+                yield json.loads(line)
     finally:
         process.kill()
         process.wait()

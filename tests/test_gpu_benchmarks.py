@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import subprocess
 import sys
 import time
@@ -198,18 +199,39 @@ def test_cases_that_are_late_are_named(monkeypatch):
     assert not asked
 
 
-def test_a_silent_process_is_killed(monkeypatch):
-    begun, popen, started = time.monotonic(), subprocess.Popen, []
+EVENT = '{"event": 1}'
 
-    def sleeping(command, **options):
-        started.append(popen([sys.executable, "-c", "import time; print('{}', flush=True); time.sleep(60)"], **options))
+
+def test_a_silent_process_is_killed(monkeypatch):
+    code, found, begun = run_in_place_of_the_worker(
+        monkeypatch, "print('hello'); print(EVENT, flush=True); time.sleep(60)"
+    )
+    assert found == [{"event": 1}]
+    assert code != 0
+    assert time.monotonic() - begun < 30
+
+
+def test_a_dead_process_is_noticed_at_once(monkeypatch):
+    """Although a child of it keeps its output open."""
+    program = "subprocess.Popen(['sleep', '20']); print(EVENT, flush=True); os._exit(7)"
+    code, found, begun = run_in_place_of_the_worker(monkeypatch, program, limit=19)
+    assert (code, found) == (7, [{"event": 1}])
+    assert time.monotonic() - begun < 15
+
+
+def run_in_place_of_the_worker(monkeypatch, program, limit=4):
+    popen, started, begun = subprocess.Popen, [], time.monotonic()
+
+    def other(command, **options):
+        started.append(
+            popen([sys.executable, "-c", f"import os, subprocess, time; EVENT = {EVENT!r}; {program}"], **options)
+        )
         return started[0]
 
-    monkeypatch.setattr(gpu_operators.subprocess, "Popen", sleeping)
-    with open("/dev/null", "w") as log:
-        assert list(gpu_operators.events({}, 4, log)) == [{}]
-    assert time.monotonic() - begun < 30
-    assert started[0].returncode != 0
+    monkeypatch.setattr(gpu_operators.subprocess, "Popen", other)
+    with open(os.devnull, "w") as log:
+        found = list(gpu_operators.events({}, limit, log))
+    return started[0].returncode, found, begun
 
 
 # --- one run of each program ---
