@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -268,6 +269,54 @@ def test_host_clock_and_precision():
     with gpu.tf32(True):
         assert torch.get_float32_matmul_precision() == "high"
     assert torch.get_float32_matmul_precision() == before
+
+
+def test_the_clock_on_a_stand_in_for_a_gpu(monkeypatch):
+    """Before every sample the cache is read and the device kept busy; calls take turns; times are those of events."""
+    log, now = [], [0.0]
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            log.append("event")
+            self.at = now[0]
+
+        def synchronize(self):
+            pass
+
+        def elapsed_time(self, end):
+            return 1e3 * (end.at - self.at)
+
+    def busy(cycles):
+        log.append("busy")
+        now[0] += cycles / 1.5e9
+
+    def call(name, seconds):
+        log.append(name)
+        now[0] += seconds
+
+    device = SimpleNamespace(multi_processor_count=132, L2_cache_size=1 << 20, major=9, minor=0)
+    fake = SimpleNamespace(
+        Event=Event, _sleep=busy, get_device_properties=lambda: device, synchronize=lambda: log.append("wait")
+    )
+    stand_in = SimpleNamespace(
+        cuda=fake,
+        ones=lambda n, device: torch.ones(n),
+        empty=lambda size, device: torch.empty(size),
+        sum=lambda *args, **options: log.append("read"),
+    )
+    monkeypatch.setattr(gpu, "torch", stand_in)
+    clock = gpu.Clock()
+    assert clock.rate == pytest.approx(1.5e9)
+    assert clock.buffer.nbytes == 64 << 20
+    log.clear()
+    timings = clock.interleaved({"a": lambda: call("a", 2e-3), "b": lambda: call("b", 3e-3)}, 0.0, minimum=7)
+    assert (timings["a"].median, timings["b"].median) == (pytest.approx(2), pytest.approx(3))
+    assert timings["a"].samples == 7
+    sample = ["read", "busy", "event", "a", "event", "read", "busy", "event", "b", "event", "wait"]
+    assert log == ["a", "wait", "a", "wait", "b", "wait", "b", "wait"] + 7 * sample
 
 
 @pytest.mark.skipif(_library.load_extension() is None, reason="there are no C++ kernels")

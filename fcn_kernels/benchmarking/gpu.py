@@ -178,5 +178,5 @@ def _launches(timer: Clock, seconds: float) -> tuple[float, float]:
         return graphed(lambda: [one.add_(1) for _ in range(count)], "cuda")
 
     times = timer.interleaved({"1": chain(1), "21": chain(21)}, seconds)
-    kernel = (times["21"].median - times["1"].median) / 20 / 1e3
+    kernel = max(0.0, times["21"].median - times["1"].median) / 20 / 1e3
     return max(0.0, times["1"].median / 1e3 - kernel), kernel
