@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/accelerator.h>
 
 #include "../checks.h"
+#include "labels.cuh"
 #include "view.cuh"
 
 // Lives in libtorch_cuda. Weak, so that a build with CUDA still loads into a torch without it.
@@ -53,6 +54,25 @@ void visit_dtype(const char* op, ScalarType dtype, const F& f) {
       return f(__nv_bfloat16{});
     default:
       fail(op, "expected a float32, float64, float16 or bfloat16 tensor");
+  }
+}
+
+inline void check_device(const char* op, const char* name, const Tensor& t, const Tensor& x) {
+  check(t.is_cuda() && t.get_device_index() == x.get_device_index(), op, "x and ", name, " must be on one device");
+}
+
+inline LabelKind kind_of(const char* op, ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Byte:
+      return LabelKind::kUInt8;
+    case ScalarType::Short:
+      return LabelKind::kInt16;
+    case ScalarType::Int:
+      return LabelKind::kInt32;
+    case ScalarType::Long:
+      return LabelKind::kInt64;
+    default:
+      fail(op, "target must be uint8, int16, int32 or int64");
   }
 }
 

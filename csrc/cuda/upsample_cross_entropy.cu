@@ -24,8 +24,8 @@ struct Call {
     check(channels > 0, kName, "x must have at least one class");
     check(target.dim() == 3 && target.size(0) == batch && target.size(1) == s.rows.out && target.size(2) == s.cols.out,
           kName, "target must be [", batch, ", ", s.rows.out, ", ", s.cols.out, "], got ", shape_of(target));
-    check_device("target", target, x);
-    labels = Labels{target.data_ptr(), kind_of(target.scalar_type()),
+    check_device(kName, "target", target, x);
+    labels = Labels{target.data_ptr(), kind_of(kName, target.scalar_type()),
                     target.stride(0),  target.stride(1),
                     target.stride(2),  ignore_index,
                     channels};
@@ -33,28 +33,9 @@ struct Call {
       check(given_weight->dim() == 1 && given_weight->size(0) == channels && given_weight->scalar_type() == dtype,
             kName, "weight must hold one ", dtype == ScalarType::Double ? "float64" : "float32", " for each of the ",
             channels, " classes");
-      check_device("weight", *given_weight, x);
+      check_device(kName, "weight", *given_weight, x);
       weight = as_contiguous(*given_weight);
       has_weight = true;
-    }
-  }
-
-  static void check_device(const char* name, const Tensor& t, const Tensor& x) {
-    check(t.is_cuda() && t.get_device_index() == x.get_device_index(), kName, "x and ", name, " must be on one device");
-  }
-
-  static LabelKind kind_of(ScalarType dtype) {
-    switch (dtype) {
-      case ScalarType::Byte:
-        return LabelKind::kUInt8;
-      case ScalarType::Short:
-        return LabelKind::kInt16;
-      case ScalarType::Int:
-        return LabelKind::kInt32;
-      case ScalarType::Long:
-        return LabelKind::kInt64;
-      default:
-        fail(kName, "target must be uint8, int16, int32 or int64");
     }
   }
 
@@ -168,7 +149,7 @@ Tensor upsample_cross_entropy_backward(const Tensor& grad, const Tensor& x, cons
   for (const Tensor* t : {&grad, &lse}) {
     check(t->scalar_type() == call.dtype && same_sizes(*t, target), kName,
           "grad and lse must have one value per pixel, in the loss's dtype");
-    Call::check_device("grad and lse", *t, x);
+    check_device(kName, "grad and lse", *t, x);
   }
   const Tensor dx = empty_image(x, s.rows.in, s.cols.in, x.scalar_type());
   if (dx.numel() == 0) return dx;

@@ -12,6 +12,7 @@
 //      what goes to the right column moves to the next lane: a gather.
 #pragma once
 
+#include "labels.cuh"
 #include "logsumexp.cuh"
 
 namespace fcn {
@@ -23,31 +24,6 @@ constexpr int kGradientWarps = 2;   // of a block of the gradient, which needs m
 // Classes of a thread of the gradient, as its registers allow.
 template <typename T>
 constexpr int kClassesOf = sizeof(T) == sizeof(double) ? 2 : 4;
-
-enum class LabelKind : int { kUInt8, kInt16, kInt32, kInt64 };
-
-// Labels [N, H, W] of any integer type: strides in elements.
-struct Labels {
-  const void* data;
-  LabelKind kind;
-  int64_t stride_n, stride_h, stride_w, ignore_index, classes;
-
-  __device__ int64_t at(int64_t n, int64_t y, int64_t x) const {
-    const int64_t i = n * stride_n + y * stride_h + x * stride_w;
-    switch (kind) {
-      case LabelKind::kUInt8:
-        return static_cast<const uint8_t*>(data)[i];
-      case LabelKind::kInt16:
-        return static_cast<const int16_t*>(data)[i];
-      case LabelKind::kInt32:
-        return static_cast<const int32_t*>(data)[i];
-      default:
-        return static_cast<const int64_t*>(data)[i];
-    }
-  }
-
-  __device__ bool known(int64_t label) const { return label >= 0 && label < classes; }
-};
 
 // What turns a log-sum-exp into a loss: w [C] or null, their sum (null: C), and e.
 template <typename A>

@@ -1,0 +1,35 @@
+// Label images [N, H, W] of any integer type, as kernels read them.
+#pragma once
+
+#include <cstdint>
+
+namespace fcn {
+namespace {
+
+enum class LabelKind : int { kUInt8, kInt16, kInt32, kInt64 };
+
+// Labels [N, H, W] of any integer type: strides in elements.
+struct Labels {
+  const void* data;
+  LabelKind kind;
+  int64_t stride_n, stride_h, stride_w, ignore_index, classes;
+
+  __device__ int64_t at(int64_t n, int64_t y, int64_t x) const {
+    const int64_t i = n * stride_n + y * stride_h + x * stride_w;
+    switch (kind) {
+      case LabelKind::kUInt8:
+        return static_cast<const uint8_t*>(data)[i];
+      case LabelKind::kInt16:
+        return static_cast<const int16_t*>(data)[i];
+      case LabelKind::kInt32:
+        return static_cast<const int32_t*>(data)[i];
+      default:
+        return static_cast<const int64_t*>(data)[i];
+    }
+  }
+
+  __device__ bool known(int64_t label) const { return label >= 0 && label < classes; }
+};
+
+}  // namespace
+}  // namespace fcn
