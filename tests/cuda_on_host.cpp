@@ -1,5 +1,6 @@
-// The CUDA kernels of csrc/cuda/upsample_add.cuh as ordinary functions: a launch runs thread after thread. Lanes that
-// meet in a shuffle cannot be imitated so; of those kernels the shares of all lanes are added instead.
+// The CUDA kernels of csrc/cuda/upsample_add.cuh and gather.cuh as ordinary functions: a launch runs thread after
+// thread. Lanes that meet in a shuffle cannot be imitated so; of those kernels the shares of all lanes are added
+// instead.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -61,13 +62,13 @@ void forward(int64_t x, const Ints& x_strides, int64_t skip, const Ints& skip_st
 void backward(int64_t grad, const Ints& grad_strides, int64_t dx, const Ints& dx_strides, const Ints& sampling,
               int64_t batch, int64_t channels, bool channels_last, const Grid& grid) {
   const fcn::Sampling s = fcn::decode_sampling(sampling);
-  const auto from = view<const double>(grad, grad_strides);
+  const fcn::OutputGradient<double> from{view<const double>(grad, grad_strides)};
   const auto to = view<double>(dx, dx_strides);
   launch(grid, [&] {
     if (channels_last) {
-      fcn::backward_channels_last<double>(from, to, s, batch, channels);
+      fcn::gather_channels_last<fcn::OutputGradient<double>>(from, to, s, batch, channels);
     } else {
-      fcn::backward_contiguous<double, 1>(from, to, s, batch, channels);
+      fcn::gather_contiguous<fcn::OutputGradient<double>, 1>(from, to, s, batch, channels);
     }
   });
 }
@@ -75,9 +76,9 @@ void backward(int64_t grad, const Ints& grad_strides, int64_t dx, const Ints& dx
 // The gradient of input pixel (i, j) of the first plane, as `lanes` lanes share it.
 double shared_gather(int64_t grad, const Ints& grad_strides, const Ints& sampling, int64_t i, int64_t j, int lanes) {
   const fcn::Sampling s = fcn::decode_sampling(sampling);
-  const auto from = view<const double>(grad, grad_strides);
+  const fcn::OutputGradient<double> from{view<const double>(grad, grad_strides)};
   double sum = 0;
-  for (int lane = 0; lane < lanes; ++lane) sum += fcn::gather<double>(from.data, from, s, i, j, lane, lanes);
+  for (int lane = 0; lane < lanes; ++lane) sum += fcn::gather<double>(from.plane(0, 0), s, i, j, lane, lanes);
   return sum;
 }
 

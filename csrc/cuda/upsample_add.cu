@@ -1,24 +1,12 @@
 // upsample, upsample_add and upsample_backward on CUDA: checks, allocation, launches.
-#include <algorithm>
-
-#include "launch.cuh"
+#include "gathers.cuh"
 #include "upsample_add.cuh"
 
 namespace fcn {
 namespace {
 
 constexpr int kPlanes = 8;  // planes that share one computation of the geometry, where there are enough of them
-constexpr int64_t kMaxGrid = 65535;
 constexpr int64_t kWantedBlocks = 4096;
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-unsigned grid(int64_t wanted) { return static_cast<unsigned>(std::max<int64_t>(1, std::min(wanted, kMaxGrid))); }
-
-// Blocks of (kRows columns, one row, one image), lanes along channels.
-dim3 channels_last_grid(int64_t rows, int64_t columns, int64_t batch) {
-  return dim3(static_cast<unsigned>(ceil_div(columns, kRows)), grid(rows), grid(batch));
-}
 
 template <typename T, bool kSkip>
 void launch_forward(const Launch& launch, const Tensor& x, const View<const T>& skip, const Tensor& y,
@@ -31,20 +19,12 @@ void launch_forward(const Launch& launch, const Tensor& x, const View<const T>& 
     forward_channels_last<T, kSkip><<<blocks, block, 0, launch.stream()>>>(view_of<const T>(x), skip, view_of<T>(y), s,
                                                                            batch, channels, static_cast<A>(scale));
   } else {
-    const int64_t across = ceil_div(s.cols.out, kLanes * kColumns), down = grid(ceil_div(s.rows.out, kRows));
-    const int64_t deep = std::max(ceil_div(planes, kPlanes), std::min(planes, kWantedBlocks / (across * down)));
+    const int64_t across = divided_up(s.cols.out, kLanes * kColumns), down = grid(divided_up(s.rows.out, kRows));
+    const int64_t deep = std::max(divided_up(planes, kPlanes), std::min(planes, kWantedBlocks / (across * down)));
     const dim3 blocks(static_cast<unsigned>(across), static_cast<unsigned>(down), grid(deep));
     forward_contiguous<T, kSkip><<<blocks, block, 0, launch.stream()>>>(view_of<const T>(x), skip, view_of<T>(y), s,
                                                                         batch, channels, static_cast<A>(scale));
   }
-}
-
-template <typename T, int kGroup>
-void launch_backward(const Launch& launch, const Tensor& grad, const Tensor& dx, const Sampling& s) {
-  const int64_t lanes = dx.numel() * kGroup;
-  const dim3 blocks(static_cast<unsigned>(std::min<int64_t>(ceil_div(lanes, kLanes * kRows), 1 << 20)));
-  backward_contiguous<T, kGroup><<<blocks, dim3(kLanes, kRows), 0, launch.stream()>>>(
-      view_of<const T>(grad), view_of<T>(dx), s, grad.size(0), grad.size(1));
 }
 
 Tensor upsample(const Tensor& x, const std::vector<int64_t>& sampling) {
@@ -98,19 +78,7 @@ Tensor upsample_backward(const Tensor& grad, const std::vector<int64_t>& samplin
   const Launch launch(op, grad);
   visit_dtype(op, grad.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    // An input pixel is read by about 2 den / num output columns.
-    const int64_t columns = s.cols.num > 0 ? 2 * s.cols.den / s.cols.num : s.cols.out;
-    if (is_channels_last(dx)) {
-      const dim3 blocks = channels_last_grid(s.rows.in, s.cols.in, grad.size(0));
-      backward_channels_last<T><<<blocks, dim3(kLanes, kRows), 0, launch.stream()>>>(
-          view_of<const T>(grad), view_of<T>(dx), s, grad.size(0), grad.size(1));
-    } else if (columns >= 32) {
-      launch_backward<T, 32>(launch, grad, dx, s);
-    } else if (columns >= 8) {
-      launch_backward<T, 8>(launch, grad, dx, s);
-    } else {
-      launch_backward<T, 1>(launch, grad, dx, s);
-    }
+    launch_gather(launch, OutputGradient<T>{view_of<const T>(grad)}, dx, s);
   });
   launch.finish();
   return dx;

@@ -1,17 +1,13 @@
 // The kernels of upsample, upsample_add and upsample_backward on CUDA: raw pointers and the geometry, no tensors.
-// Streaming kernels: the forward reads x (from cache after the first time) and skip once and writes y once; the
-// backward is a gather over the outputs that read an input pixel, so it needs no atomics and gives the same bits on
-// every run.
+// The forward streams: it reads x (from cache after the first time) and skip once and writes y once. The backward is
+// that of gather.cuh.
 #pragma once
 
-#include "../sampling.h"
-#include "view.cuh"
+#include "gather.cuh"
 
 namespace fcn {
 namespace {
 
-constexpr int kLanes = 32;   // threadIdx.x: along the innermost dimension, so that a warp's accesses are contiguous
-constexpr int kRows = 8;     // threadIdx.y
 constexpr int kColumns = 4;  // output columns per thread of a contiguous output, kLanes apart
 
 // The two taps of an output index: offsets in elements (negative: not read, counts zero), weights 1 - f and f.
@@ -100,108 +96,23 @@ __global__ void __launch_bounds__(kLanes* kRows)
   }
 }
 
-// pos(o), pos(o + step), ... as exact integers, with a division at the start only.
-struct Walk {
-  int64_t index, rest, step_index, step_rest, den;
-
-  __device__ Walk(const Axis& axis, int64_t o, int64_t step) : den(axis.den) {
-    index = axis.floor_index(o);
-    rest = axis.num * o + axis.off - index * den;
-    step_index = axis.num * step / den;
-    step_rest = axis.num * step - step_index * den;
-  }
-
-  __device__ void next() {
-    index += step_index;
-    rest += step_rest;
-    if (rest >= den) {
-      rest -= den;
-      ++index;
-    }
-  }
-
-  // The weight with which the current output reads input i.
-  template <typename A>
-  __device__ A weight_of(const Axis& axis, bool clamp, int64_t i) const {
-    const int64_t first = clamp ? axis.clamp_index(index) : index;
-    const int64_t second = clamp ? axis.clamp_index(index + 1) : index + 1;
-    const A f = A(rest) / A(den);
-    return (first == i ? A(1) - f : A(0)) + (second == i ? f : A(0));
-  }
-};
-
-// The outputs that can read input i.
-struct Range {
-  int64_t begin, end;
-
-  __device__ Range(const Axis& axis, bool clamp, int64_t i)
-      : begin(clamp && i == 0 ? 0 : axis.first_output(i - 1)),
-        end(clamp && i == axis.in - 1 ? axis.out : axis.first_output(i + 1)) {}
-};
-
-// d loss / d x[i, j] of one plane: this lane's share, every `step`-th output column from `lane` on.
-template <typename A, typename T>
-__device__ A gather(const T* plane, const View<const T>& grad, const Sampling& s, int64_t i, int64_t j, int lane,
-                    int step) {
-  const Range rows(s.rows, s.clamp, i), columns(s.cols, s.clamp, j);
-  const Walk start(s.cols, columns.begin + lane, step);
-  A sum = 0;
-  Walk down(s.rows, rows.begin, 1);
-  for (int64_t oy = rows.begin; oy < rows.end; ++oy, down.next()) {
-    const A row_weight = down.weight_of<A>(s.rows, s.clamp, i);
-    if (row_weight == A(0)) continue;
-    A row_sum = 0;
-    Walk along = start;
-    for (int64_t ox = columns.begin + lane; ox < columns.end; ox += step, along.next()) {
-      const A weight = along.weight_of<A>(s.cols, s.clamp, j);
-      if (weight != A(0)) row_sum += weight * static_cast<A>(plane[oy * grad.stride_h + ox * grad.stride_w]);
-    }
-    sum += row_weight * row_sum;
-  }
-  return sum;
-}
-
-// kGroup lanes share an input pixel and add up in a fixed order.
-template <typename T, int kGroup>
-__global__ void __launch_bounds__(kLanes* kRows, 1)
-    backward_contiguous(View<const T> grad, View<T> dx, Sampling s, int64_t batch, int64_t channels) {
-  using A = ArithmeticOf<T>;
-  const int64_t pixels = batch * channels * s.rows.in * s.cols.in;
-  const int64_t group = (int64_t{blockIdx.x} * kLanes * kRows + threadIdx.y * kLanes + threadIdx.x) / kGroup;
-  const int lane = threadIdx.x % kGroup;
-  const int64_t groups = int64_t{gridDim.x} * kLanes * kRows / kGroup;
-  // Whole warps stay in the loop, so that every lane meets the shuffles.
-  for (int64_t base = group - group % (kLanes / kGroup); base < pixels; base += groups) {
-    const int64_t pixel = base + group % (kLanes / kGroup);
-    const bool active = pixel < pixels;
-    const int64_t p = active ? pixel : pixels - 1;
-    const int64_t j = p % s.cols.in, i = p / s.cols.in % s.rows.in, plane = p / (s.cols.in * s.rows.in);
-    const int64_t n = plane / channels, c = plane - n * channels;
-    const T* from = grad.data + n * grad.stride_n + c * grad.stride_c;
-    A sum = gather<A>(from, grad, s, i, j, lane, kGroup);
-#pragma unroll
-    for (int offset = kGroup / 2; offset > 0; offset /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
-    if (active && lane == 0) {
-      dx.data[n * dx.stride_n + c * dx.stride_c + i * dx.stride_h + j * dx.stride_w] = static_cast<T>(sum);
-    }
-  }
-}
-
+// The gradient of an output, as gather.cuh reads it.
 template <typename T>
-__global__ void __launch_bounds__(kLanes* kRows, 1)
-    backward_channels_last(View<const T> grad, View<T> dx, Sampling s, int64_t batch, int64_t channels) {
-  const int64_t j = int64_t{blockIdx.x} * kRows + threadIdx.y;
-  if (j >= s.cols.in) return;
-  for (int64_t i = blockIdx.y; i < s.rows.in; i += gridDim.y) {
-    for (int64_t n = blockIdx.z; n < batch; n += gridDim.z) {
-      const T* from = grad.data + n * grad.stride_n;
-      T* to = dx.data + n * dx.stride_n + i * dx.stride_h + j * dx.stride_w;
-      for (int64_t c = threadIdx.x; c < channels; c += kLanes) {
-        to[c * dx.stride_c] = static_cast<T>(gather<ArithmeticOf<T>>(from + c * grad.stride_c, grad, s, i, j, 0, 1));
-      }
+struct OutputGradient {
+  using Type = T;
+  View<const T> grad;
+
+  struct Plane {
+    const T* data;
+    int64_t stride_h, stride_w;
+    __device__ ArithmeticOf<T> at(int64_t oy, int64_t ox) const {
+      return static_cast<ArithmeticOf<T>>(data[oy * stride_h + ox * stride_w]);
     }
+  };
+  __device__ Plane plane(int64_t n, int64_t c) const {
+    return Plane{grad.data + n * grad.stride_n + c * grad.stride_c, grad.stride_h, grad.stride_w};
   }
-}
+};
 
 }  // namespace
 }  // namespace fcn
