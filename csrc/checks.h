@@ -9,6 +9,7 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
+#include <optional>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -85,6 +86,23 @@ inline void check_image(const char* op, const char* name, const Tensor& t, int64
   check(t.dim() == 4, op, name, " must be [N, C, H, W], got shape ", shape_of(t));
   check(t.size(2) == height && t.size(3) == width, op, name, " is ", t.size(2), " x ", t.size(3),
         " but the sampling expects ", height, " x ", width);
+}
+
+// Labels [N, H, W] for the outputs of a sampling of x.
+inline void check_label_image(const char* op, const Tensor& target, const Tensor& x, const Sampling& sampling) {
+  const int64_t height = sampling.rows.out, width = sampling.cols.out;
+  check(target.dim() == 3 && target.size(0) == x.size(0) && target.size(1) == height && target.size(2) == width, op,
+        "target must be [", x.size(0), ", ", height, ", ", width, "], got ", shape_of(target));
+}
+
+// Says that target[where] = label is neither a class nor ignored.
+[[noreturn]] inline void fail_on_label(const char* op, const std::vector<int64_t>& where, int64_t label,
+                                       int64_t classes, std::optional<int64_t> ignore_index) {
+  if (!ignore_index.has_value()) {
+    fail(op, "target", shape_of(where), " = ", label, " is not a class (0 to ", classes - 1, ")");
+  }
+  fail(op, "target", shape_of(where), " = ", label, " is neither a class (0 to ", classes - 1, ") nor ignore_index (",
+       *ignore_index, ")");
 }
 
 inline bool is_channels_last(const Tensor& t) {

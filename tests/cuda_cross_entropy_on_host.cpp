@@ -2,32 +2,14 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <type_traits>
 #include <vector>
 
 #include "cuda_emulation.h"
 // After the emulation.
 #include "cuda/upsample_cross_entropy.cuh"
+#include "cuda_launches.h"
 
 namespace {
-
-using fcn::View;
-using Ints = std::vector<int64_t>;
-
-template <typename T>
-View<T> view(int64_t pointer, const Ints& strides) {
-  return View<T>{reinterpret_cast<T*>(pointer), strides[0], strides[1], strides[2], strides[3]};
-}
-
-template <typename F>
-void with_steps(int64_t steps, const F& f) {
-  if (steps == 1) return f(std::integral_constant<int, 1>());
-  if (steps == 2) return f(std::integral_constant<int, 2>());
-  if (steps > 4) return f(std::integral_constant<int, 8>());
-  f(std::integral_constant<int, 4>());
-}
-
-unsigned blocks_of(int64_t threads) { return static_cast<unsigned>(fcn::divided_up(threads, fcn::kThreads)); }
 
 template <typename T>
 struct Call {
@@ -36,7 +18,8 @@ struct Call {
   int64_t batch, channels;
   fcn::Labels labels;
   fcn::LossOptions<T> options;
-  std::vector<T> memory, weight_sum;
+  std::vector<T> weight_sum;
+  std::vector<HostStatistics<T>> memory;
   fcn::Statistics<T> statistics;
   bool wide;
 
@@ -54,45 +37,26 @@ struct Call {
     const T* w = reinterpret_cast<const T*>(weight);
     options = {w, w ? weight_sum.data() : nullptr, static_cast<T>(smoothing)};
     if (w) emulate(1, 1, [&] { fcn::sum_of_weights<T>(w, c, weight_sum.data()); });
-    const int64_t pixels = n * s.rows.in * s.cols.in;
-    memory.resize(3 * pixels);
-    statistics = {memory.data(), memory.data() + pixels, smoothing > 0 ? memory.data() + 2 * pixels : nullptr};
-    if (x.stride_c == 1 && c > 1) {
-      start_statistics<fcn::kWarp>(pixels);
-    } else {
-      start_statistics<1>(pixels);
-    }
-  }
-
-  template <int kGroup>
-  void start_statistics(int64_t pixels) {
-    emulate(blocks_of(pixels * kGroup), fcn::kWarps, [&] {
-      if (wide) {
-        fcn::class_statistics<T, kGroup, 4>(x, channels, s.rows.in, s.cols.in, pixels, options.weight, statistics);
-      } else {
-        fcn::class_statistics<T, kGroup, 1>(x, channels, s.rows.in, s.cols.in, pixels, options.weight, statistics);
-      }
-    });
+    memory.emplace_back(x, s, n, c, wide, w, smoothing > 0);
+    statistics = memory.back().of;
   }
 
   // Losses, L and coefficients of all pixels, and [loss, total weight].
   std::vector<double> pixels(const fcn::PixelImages<T>& to, int64_t longest, double divisor) {
-    const fcn::Segments columns = fcn::segments_of(s.cols, longest), rows = fcn::segments_of(s.rows, fcn::kUnitRows);
-    const int64_t units = batch * rows.count * columns.count;
-    std::vector<double> partial(2 * blocks_of(units));
-    with_steps(columns.steps, [&](auto steps) {
-      emulate(blocks_of(units), fcn::kWarps, [&] {
+    const fcn::Units units = fcn::units_of(s, batch, fcn::kUnitRows, longest);
+    std::vector<double> partial(2 * blocks_of(units.count));
+    with_steps(units.columns.steps, [&](auto steps) {
+      emulate(blocks_of(units.count), fcn::kWarps, [&] {
         if (wide) {
-          fcn::cross_entropy_pixels<T, steps.value, 4>(x, s, rows, columns, units, statistics, labels, options, to,
-                                                       partial.data());
+          fcn::cross_entropy_pixels<T, steps.value, 4>(x, s, units, statistics, labels, options, to, partial.data());
         } else {
-          fcn::cross_entropy_pixels<T, steps.value, 1>(x, s, rows, columns, units, statistics, labels, options, to,
-                                                       partial.data());
+          fcn::cross_entropy_pixels<T, steps.value, 1>(x, s, units, statistics, labels, options, to, partial.data());
         }
       });
     });
     T loss, total;
-    emulate(1, fcn::kWarps, [&] { fcn::finish_loss<T>(partial.data(), blocks_of(units), divisor, &loss, &total); });
+    emulate(1, fcn::kWarps,
+            [&] { fcn::finish_loss<T>(partial.data(), blocks_of(units.count), divisor, &loss, &total); });
     return {loss, total};
   }
 

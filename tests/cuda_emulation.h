@@ -124,14 +124,44 @@ T __shfl_up_sync(unsigned, T value, int by) {
   return EmulatedBlock::shuffle(value, [=](size_t lane) { return lane < distance ? lane : lane - distance; });
 }
 
+// The lanes of this warp that give the same value.
+template <typename T>
+unsigned __match_any_sync(unsigned, T value) {
+  unsigned same = 0;
+  for (size_t other = 0; other < kEmulatedWarp; ++other) {
+    const bool equal = EmulatedBlock::shuffle(value, [=](size_t) { return other; }) == value;
+    same |= equal ? 1u << other : 0u;
+  }
+  return same;
+}
+
+inline int __popc(int v) { return __builtin_popcount(static_cast<unsigned>(v)); }
+inline int __ffs(int v) { return __builtin_ffs(v); }
+
+// Coroutines give way at meetings only.
+template <typename T>
+T atomicAdd(T* to, T value) {
+  const T before = *to;
+  *to += value;
+  return before;
+}
+
+template <typename T>
+T atomicMin(T* to, T value) {
+  const T before = *to;
+  *to = value < before ? value : before;
+  return before;
+}
+
 bool emulation_backwards = false;
 
-// kernel<<<blocks, dim3(32, warps)>>>
-inline void emulate(unsigned blocks, unsigned warps, const std::function<void()>& kernel) {
-  gridDim = {blocks, 1, 1};
+// kernel<<<dim3(across, down), dim3(32, warps)>>>
+inline void emulate(unsigned across, unsigned warps, const std::function<void()>& kernel, unsigned down = 1) {
+  gridDim = {across, down, 1};
   EmulatedBlock block(warps, kernel);
-  for (unsigned b = 0; b < blocks; ++b) {
-    blockIdx = {emulation_backwards ? blocks - 1 - b : b, 0, 0};
+  for (unsigned b = 0; b < across * down; ++b) {
+    const unsigned number = emulation_backwards ? across * down - 1 - b : b;
+    blockIdx = {number % across, number / across, 0};
     block.run(emulation_backwards);
   }
 }

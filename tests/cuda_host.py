@@ -10,8 +10,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
+LABELS = (torch.uint8, torch.int16, torch.int32, torch.int64)  # in the order of LabelKind
 COMPILER = next((name for name in ("c++", "g++", "clang++") if shutil.which(name)), None)
 
 
@@ -43,3 +45,35 @@ def random_axis(rng: random.Random, size: int = 7, outputs: int = 140) -> list[i
 
 def random_sampling(rng: random.Random, size: int = 7, outputs: int = 140) -> list[int]:
     return [*random_axis(rng, size, outputs), *random_axis(rng, size, outputs), rng.randint(0, 1)]
+
+
+def framed(inner: torch.Tensor, fill: float) -> torch.Tensor:
+    """A copy of `inner` [N, C, H, W] within a larger tensor of `fill`, which finds out who reads or writes outside."""
+    n, c, h, w = inner.shape
+    channels_last = inner.is_contiguous(memory_format=torch.channels_last) and not inner.is_contiguous()
+    shape = (n, h + 2, w + 2, c + 4) if channels_last else (n, c + 1, h + 2, w + 2)
+    whole = torch.full(shape, fill, dtype=inner.dtype)
+    image = whole.permute(0, 3, 1, 2) if channels_last else whole
+    window = image[:, :c, 1:-1, 1:-1]
+    window.copy_(inner)
+    return window
+
+
+class Frame:
+    """Where a result is written: NaN inside, 7 around it, which must stay."""
+
+    def __init__(self, like: torch.Tensor) -> None:
+        self.window = framed(torch.full_like(like, torch.nan), 7)
+
+    def checked(self) -> torch.Tensor:
+        whole = torch.empty(0, dtype=self.window.dtype).set_(self.window.untyped_storage())
+        assert (whole == 7).sum() >= whole.numel() - self.window.numel()
+        assert whole.numel() > self.window.numel()
+        return self.window.clone(memory_format=torch.preserve_format)
+
+
+def close(actual, expected, tolerance):
+    scale = 1 + torch.nan_to_num(expected, 0, 0, 0).abs().max().item()
+    torch.testing.assert_close(
+        actual.double(), expected, rtol=0, atol=tolerance * scale, check_stride=False, equal_nan=True
+    )

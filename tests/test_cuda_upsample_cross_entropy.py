@@ -6,41 +6,14 @@ import random
 
 import pytest
 import torch
-from cuda_host import host_module, random_axis, random_sampling
+from cuda_host import LABELS, Frame, close, framed, host_module, random_axis, random_sampling
 
 from fcn_kernels import reference
-
-LABELS = (torch.uint8, torch.int16, torch.int32, torch.int64)
 
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory):
     return host_module("cuda_cross_entropy_on_host", tmp_path_factory.mktemp("cuda"))
-
-
-def framed(inner: torch.Tensor, fill: float) -> torch.Tensor:
-    """A copy of `inner` [N, C, H, W] within a larger tensor of `fill`, which finds out who reads or writes outside."""
-    n, c, h, w = inner.shape
-    channels_last = inner.is_contiguous(memory_format=torch.channels_last) and not inner.is_contiguous()
-    shape = (n, h + 2, w + 2, c + 4) if channels_last else (n, c + 1, h + 2, w + 2)
-    whole = torch.full(shape, fill, dtype=inner.dtype)
-    image = whole.permute(0, 3, 1, 2) if channels_last else whole
-    window = image[:, :c, 1:-1, 1:-1]
-    window.copy_(inner)
-    return window
-
-
-class Frame:
-    """Where a gradient is written: NaN inside, 7 around it, which must stay."""
-
-    def __init__(self, like: torch.Tensor) -> None:
-        self.window = framed(torch.full_like(like, torch.nan), 7)
-
-    def checked(self) -> torch.Tensor:
-        whole = torch.empty(0, dtype=self.window.dtype).set_(self.window.untyped_storage())
-        assert (whole == 7).sum() >= whole.numel() - self.window.numel()
-        assert whole.numel() > self.window.numel()
-        return self.window.clone(memory_format=torch.preserve_format)
 
 
 class Case:
@@ -101,13 +74,6 @@ class Case:
         return reference.upsample_cross_entropy(
             self.x.double(), self.target, weight, self.sampling, self.ignore_index, reduction, self.smoothing, True
         )
-
-
-def close(actual, expected, tolerance):
-    scale = 1 + torch.nan_to_num(expected, 0, 0, 0).abs().max().item()
-    torch.testing.assert_close(
-        actual.double(), expected, rtol=0, atol=tolerance * scale, check_stride=False, equal_nan=True
-    )
 
 
 @pytest.mark.parametrize("seed", range(24))

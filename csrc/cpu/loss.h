@@ -7,22 +7,14 @@ namespace fcn {
 
 enum Reduction : int64_t { kNone = 0, kMean = 1, kSum = 2, kMeanAll = 3 };
 
-// Labels [N, H, W] for the outputs of a sampling of x.
-inline void check_label_image(const char* op, const Tensor& target, const Tensor& x, const Sampling& sampling) {
-  const int64_t height = sampling.rows.out, width = sampling.cols.out;
-  check(target.dim() == 3 && target.size(0) == x.size(0) && target.size(1) == height && target.size(2) == width, op,
-        "target must be [", x.size(0), ", ", height, ", ", width, "], got ", shape_of(target));
-}
-
 // Says that pixel `bad` of a target of labels, counted as if it were contiguous, is neither a class nor ignored.
 [[noreturn]] inline void report_bad_label(const char* op, const Tensor& target, int64_t bad, int64_t classes,
                                           std::optional<int64_t> ignore_index) {
-  std::string where;
+  std::vector<int64_t> where(target.dim());
   int64_t at = 0, rest = bad;
   for (int64_t d = target.dim() - 1; d >= 0; --d) {
-    const int64_t i = rest % target.size(d);
-    where = std::to_string(i) + (where.empty() ? "" : ", ") + where;
-    at += i * target.stride(d);
+    where[d] = rest % target.size(d);
+    at += where[d] * target.stride(d);
     rest /= target.size(d);
   }
   const void* p = target.const_data_ptr();
@@ -40,11 +32,7 @@ inline void check_label_image(const char* op, const Tensor& target, const Tensor
     default:
       label = static_cast<const int64_t*>(p)[at];
   }
-  if (!ignore_index.has_value()) {
-    fail(op, "target[", where, "] = ", label, " is not a class (0 to ", classes - 1, ")");
-  }
-  fail(op, "target[", where, "] = ", label, " is neither a class (0 to ", classes - 1, ") nor ignore_index (",
-       *ignore_index, ")");
+  fail_on_label(op, where, label, classes, ignore_index);
 }
 
 // The sum of one weight per class, in double precision; `weight` is contiguous.

@@ -29,6 +29,13 @@ bool reads_wide(const View<const T>& x, int64_t channels, int wide) {
          x.stride_w % wide == 0 && reinterpret_cast<uintptr_t>(x.data) % (sizeof(T) * wide) == 0;
 }
 
+// Whether neighbouring columns can be accessed `wide` at a time, aligned.
+template <typename T>
+bool columns_wide(const View<T>& x, int64_t columns, int wide) {
+  return x.stride_w == 1 && columns % wide == 0 && x.stride_n % wide == 0 && x.stride_c % wide == 0 &&
+         x.stride_h % wide == 0 && reinterpret_cast<uintptr_t>(x.data) % (sizeof(T) * wide) == 0;
+}
+
 // Channels in 16 bytes.
 template <typename T>
 constexpr int kWideChannels = 16 / sizeof(T);
@@ -38,6 +45,15 @@ template <typename T, typename F>
 void with_width(const View<const T>& x, int64_t channels, const F& f) {
   if (reads_wide(x, channels, kWideChannels<T>)) return f(std::integral_constant<int, kWideChannels<T>>());
   f(std::integral_constant<int, 1>());
+}
+
+// Calls f(lanes, wide): how many lanes share an input pixel of x, and how many channels each reads at a time.
+template <typename T, typename F>
+void with_lanes(const View<const T>& x, int64_t channels, const F& f) {
+  using One = std::integral_constant<int, 1>;
+  using Warp = std::integral_constant<int, kWarp>;
+  if (x.stride_c != 1 || channels == 1) return f(One(), One());
+  with_width(x, channels, [&](auto wide) { f(Warp(), wide); });
 }
 
 // The longest segment, and a call of f with a constant that is no less than `steps`. One constant serves float64.
@@ -73,13 +89,7 @@ class InputStatistics {
           <<<blocks_of(pixels * group.value), warps_of_block(), 0, launch.stream()>>>(view, channels, s.rows.in,
                                                                                       s.cols.in, pixels, weight, of);
     };
-    using OneLane = std::integral_constant<int, 1>;
-    using OneWarp = std::integral_constant<int, kWarp>;
-    if (x.stride(1) != 1 || channels == 1) {
-      start(OneLane(), OneLane());
-    } else {
-      with_width(view, channels, [&](auto wide) { start(OneWarp(), wide); });
-    }
+    with_lanes(view, channels, start);
     launch.finish();
   }
 
@@ -87,6 +97,34 @@ class InputStatistics {
 
  private:
   Tensor memory_;
+};
+
+// The log-sum-exps of all outputs: `level`, arithmetic numbers [N, H, W], and memory that this keeps.
+template <typename T>
+class OutputLevels {
+  using A = ArithmeticOf<T>;
+
+ public:
+  OutputLevels(const Launch& launch, const Tensor& x, const Sampling& s, const Statistics<A>& statistics,
+               const Tensor& level)
+      : level_(level), peak_(arithmetic_vector<A>(x, level.numel())) {
+    of = SplitLevels<A>{data_of<A>(level_), data_of<A>(peak_)};
+    const Units units = units_of(s, x.size(0), kUnitRows, kLongest<T>);
+    if (units.count == 0) return;
+    const View<const T> view = view_of<const T>(x);
+    with_steps<T>(units.columns.steps, [&](auto steps) {
+      with_width(view, x.size(1), [&](auto wide) {
+        output_levels<T, steps.value, wide.value><<<blocks_of(units.count), warps_of_block(), 0, launch.stream()>>>(
+            view, x.size(1), s, units, statistics, of);
+      });
+    });
+    launch.finish();
+  }
+
+  SplitLevels<A> of;
+
+ private:
+  Tensor level_, peak_;
 };
 
 }  // namespace fcn

@@ -33,6 +33,11 @@ __device__ Pack<T, n> load_pack(const T* from) {
   return *reinterpret_cast<const Pack<T, n>*>(from);
 }
 
+template <typename T, int n>
+__device__ void store_pack(T* to, const Pack<T, n>& pack) {
+  *reinterpret_cast<Pack<T, n>*>(to) = pack;
+}
+
 // The sum over the lanes of a warp, in a fixed order, in every lane.
 template <typename A>
 __device__ A sum_of_warp(A v) {

@@ -31,5 +31,22 @@ struct Labels {
   __device__ bool known(int64_t label) const { return label >= 0 && label < classes; }
 };
 
+// Element i of a label image.
+__device__ inline void store_label(void* to, LabelKind kind, int64_t i, int32_t label) {
+  switch (kind) {
+    case LabelKind::kUInt8:
+      static_cast<uint8_t*>(to)[i] = static_cast<uint8_t>(label);
+      return;
+    case LabelKind::kInt16:
+      static_cast<int16_t*>(to)[i] = static_cast<int16_t>(label);
+      return;
+    case LabelKind::kInt32:
+      static_cast<int32_t*>(to)[i] = label;
+      return;
+    default:
+      static_cast<int64_t*>(to)[i] = label;
+  }
+}
+
 }  // namespace
 }  // namespace fcn

@@ -28,10 +28,16 @@ class Launch {
 
   cudaStream_t stream() const { return stream_; }
 
+  void check_call(cudaError_t error) const { check(error == cudaSuccess, op_, "CUDA: ", cudaGetErrorString(error)); }
+
   // After the last launch.
-  void finish() const {
-    const cudaError_t error = cudaGetLastError();
-    check(error == cudaSuccess, op_, "CUDA: ", cudaGetErrorString(error));
+  void finish() const { check_call(cudaGetLastError()); }
+
+  // Whether a graph records the stream, so that the host must not wait for it.
+  bool capturing() const {
+    cudaStreamCaptureStatus status;
+    check_call(cudaStreamIsCapturing(stream_, &status));
+    return status != cudaStreamCaptureStatusNone;
   }
 
  private:
@@ -61,7 +67,7 @@ inline void check_device(const char* op, const char* name, const Tensor& t, cons
   check(t.is_cuda() && t.get_device_index() == x.get_device_index(), op, "x and ", name, " must be on one device");
 }
 
-inline LabelKind kind_of(const char* op, ScalarType dtype) {
+inline LabelKind kind_of(const char* op, ScalarType dtype, const char* name = "target") {
   switch (dtype) {
     case ScalarType::Byte:
       return LabelKind::kUInt8;
@@ -72,7 +78,7 @@ inline LabelKind kind_of(const char* op, ScalarType dtype) {
     case ScalarType::Long:
       return LabelKind::kInt64;
     default:
-      fail(op, "target must be uint8, int16, int32 or int64");
+      fail(op, name, " must be uint8, int16, int32 or int64");
   }
 }
 

@@ -144,20 +144,40 @@ __device__ Four<A> class_corners(const T* channel, const Corners& at, const Four
                           static_cast<A>(channel[at.bottom_left]), static_cast<A>(channel[at.bottom_right]), at, shift);
 }
 
+// L = log sum_c exp(z_c) of one output, in two parts whose sum would lose digits where the logits are huge.
+template <typename A>
+struct SplitLevel {
+  A peak, rest;  // the largest z_c; log sum_c exp(z_c - peak)
+};
+
+template <typename T>
+__device__ SplitLevel<ArithmeticOf<T>> direct_logsumexp(const View<const T>& x, int64_t channels, const Corners& at,
+                                                        const Four<ArithmeticOf<T>>& shift, ArithmeticOf<T> fx,
+                                                        ArithmeticOf<T> fy) {
+  using A = ArithmeticOf<T>;
+  A most = -INFINITY, total = 0;
+  for (int64_t c = 0; c < channels; ++c) {
+    most = larger(most, class_corners<A>(x.data + c * x.stride_c, at, shift).at(fx, fy));
+  }
+  for (int64_t c = 0; c < channels; ++c) {
+    total += exp_of(class_corners<A>(x.data + c * x.stride_c, at, shift).at(fx, fy) - most);
+  }
+  return SplitLevel<A>{most, log_of(total)};
+}
+
 // L = log sum_c exp(z_c) of the outputs of a unit, z = x - shift upsampled: levels[(row * kSteps + step) * kThreads].
 template <typename T, int kSteps, int kWide>
 __device__ void logsumexp(const View<const T>& x, int64_t channels, const Corners& at,
-                          const Four<ArithmeticOf<T>>& shift, ArithmeticOf<T> spread, const Segment& rows,
-                          const Segment& columns, const Fractions<ArithmeticOf<T>>& down,
-                          const Fractions<ArithmeticOf<T>>& across, ArithmeticOf<T>* levels) {
+                          const Four<ArithmeticOf<T>>& shift, ArithmeticOf<T> spread, const Unit<ArithmeticOf<T>>& unit,
+                          ArithmeticOf<T>* levels) {
   using A = ArithmeticOf<T>;
   if (spread <= kSpan<A>) {
-    const A f0 = across.at(0), step = across.step();
+    const A f0 = unit.across.at(0), step = unit.across.step();
     A fy[kUnitRows], sums[kUnitRows][kSteps];
 #pragma unroll
     for (int row = 0; row < kUnitRows; ++row) {
       // A row that is not there repeats the first one.
-      fy[row] = down.at(rows.begin + row < rows.end ? row : 0);
+      fy[row] = unit.down.at(row < unit.height() ? row : 0);
 #pragma unroll
       for (int k = 0; k < kSteps; ++k) sums[row][k] = A(0);
     }
@@ -198,20 +218,64 @@ __device__ void logsumexp(const View<const T>& x, int64_t channels, const Corner
     }
     return;
   }
-  for (int row = 0; rows.begin + row < rows.end; ++row) {
-    const A fy = down.at(row);
-    for (int k = 0; columns.begin + k < columns.end; ++k) {
-      const A fx = across.at(k);
-      A most = -INFINITY, total = 0;
-      for (int64_t c = 0; c < channels; ++c) {
-        most = larger(most, class_corners<A>(x.data + c * x.stride_c, at, shift).at(fx, fy));
-      }
-      for (int64_t c = 0; c < channels; ++c) {
-        total += exp_of(class_corners<A>(x.data + c * x.stride_c, at, shift).at(fx, fy) - most);
-      }
-      levels[(row * kSteps + k) * kThreads] = log_of(total) + most;
+  for (int row = 0; row < unit.height(); ++row) {
+    const A fy = unit.down.at(row);
+    for (int k = 0; k < unit.width(); ++k) {
+      const A fx = unit.across.at(k);
+      const SplitLevel<A> level = direct_logsumexp<T>(x, channels, at, shift, fx, fy);
+      levels[(row * kSteps + k) * kThreads] = level.rest + level.peak;
     }
   }
+}
+
+// L of all outputs, [N, H, W]. Where all corners of a unit lie within kSpan `level` is L; elsewhere it is the rest and
+// `peak`, which is left alone otherwise, the peak of SplitLevel.
+template <typename A>
+struct SplitLevels {
+  A *level, *peak;
+};
+
+template <typename T, int kSteps, int kWide>
+__global__ void __launch_bounds__(kThreads, 1)
+    output_levels(View<const T> x, int64_t channels, Sampling s, Units units, Statistics<ArithmeticOf<T>> statistics,
+                  SplitLevels<ArithmeticOf<T>> to) {
+  using A = ArithmeticOf<T>;
+  __shared__ A shared[kUnitRows * kSteps * kThreads];
+  const int thread = threadIdx.y * kWarp + threadIdx.x;
+  const int64_t number = int64_t{blockIdx.x} * kThreads + thread;
+  if (number >= units.count) return;
+  const Unit<A> unit(s, units, number);
+  if (unit.empty()) return;
+  const Corners at(x, s, unit.n, unit.row_pair, unit.column_pair);
+  const Four<A> shift = small_corners(statistics.shift, at);
+  const A spread = small_corners(statistics.spread, at).largest();
+  const bool usual = spread <= kSpan<A>;
+  if (usual) logsumexp<T, kSteps, kWide>(x, channels, at, shift, spread, unit, shared + thread);
+  for (int row = 0; row < unit.height(); ++row) {
+    for (int k = 0; k < unit.width(); ++k) {
+      const int64_t pixel = unit.pixel(s) + row * s.cols.out + k;
+      if (usual) {
+        to.level[pixel] = shared[(row * kSteps + k) * kThreads + thread];
+      } else {
+        const SplitLevel<A> level = direct_logsumexp<T>(x, channels, at, shift, unit.across.at(k), unit.down.at(row));
+        to.level[pixel] = level.rest;
+        to.peak[pixel] = level.peak;
+      }
+    }
+  }
+}
+
+// log p of a class at output `pixel`, whatever its corners hold.
+template <typename T>
+__device__ ArithmeticOf<T> log_probability(const T* channel, const Corners& at,
+                                           const Statistics<ArithmeticOf<T>>& statistics,
+                                           const SplitLevels<ArithmeticOf<T>>& levels, int64_t pixel,
+                                           ArithmeticOf<T> fx, ArithmeticOf<T> fy) {
+  using A = ArithmeticOf<T>;
+  const Four<A> shift = small_corners(statistics.shift, at);
+  const bool usual = small_corners(statistics.spread, at).largest() <= kSpan<A>;
+  const A z = class_corners<A>(channel, at, shift).at(fx, fy);
+  return (usual ? z : z - levels.peak[pixel]) - levels.level[pixel];
 }
 
 }  // namespace

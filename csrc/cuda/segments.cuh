@@ -75,5 +75,42 @@ struct Fractions {
   FCN_HOST_DEVICE A step() const { return A(num) / den; }
 };
 
+// Work of threads: all images in units of some rows of a segment of columns.
+struct Units {
+  Segments rows, columns;
+  int64_t count;
+};
+
+inline Units units_of(const Sampling& s, int64_t batch, int64_t rows, int64_t longest) {
+  const Segments down = segments_of(s.rows, rows), across = segments_of(s.cols, longest);
+  return Units{down, across, batch * down.count * across.count};
+}
+
+// One unit, whose outputs all lie between the same four inputs.
+template <typename A>
+struct Unit {
+  int64_t n;
+  Segment rows, columns;
+  Pair row_pair, column_pair;
+  Fractions<A> down, across;
+
+  FCN_HOST_DEVICE Unit(const Sampling& s, const Units& all, int64_t number)
+      : n(number / all.columns.count / all.rows.count),
+        rows(s.rows, all.rows, number / all.columns.count % all.rows.count),
+        columns(s.cols, all.columns, number % all.columns.count),
+        row_pair(s.rows, s.clamp, rows.index),
+        column_pair(s.cols, s.clamp, columns.index),
+        down(s.rows, row_pair, rows.rest),
+        across(s.cols, column_pair, columns.rest) {}
+
+  FCN_HOST_DEVICE bool empty() const { return rows.begin >= rows.end || columns.begin >= columns.end; }
+  FCN_HOST_DEVICE int height() const { return static_cast<int>(rows.end - rows.begin); }
+  FCN_HOST_DEVICE int width() const { return static_cast<int>(columns.end - columns.begin); }
+  // The first output in an image [N, H, W].
+  FCN_HOST_DEVICE int64_t pixel(const Sampling& s) const {
+    return (n * s.rows.out + rows.begin) * s.cols.out + columns.begin;
+  }
+};
+
 }  // namespace
 }  // namespace fcn

@@ -22,8 +22,7 @@ struct Call {
         dtype(arithmetic_dtype(x.scalar_type())) {
     check_image(kName, "x", x, s.rows.in, s.cols.in);
     check(channels > 0, kName, "x must have at least one class");
-    check(target.dim() == 3 && target.size(0) == batch && target.size(1) == s.rows.out && target.size(2) == s.cols.out,
-          kName, "target must be [", batch, ", ", s.rows.out, ", ", s.cols.out, "], got ", shape_of(target));
+    check_label_image(kName, target, x, s);
     check_device(kName, "target", target, x);
     labels = Labels{target.data_ptr(), kind_of(kName, target.scalar_type()),
                     target.stride(0),  target.stride(1),
@@ -105,8 +104,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> upsample_cross_entropy(const Tensor& 
     using A = ArithmeticOf<T>;
     const LossOptions<A> options = call.options<A>(launch, x);
     const InputStatistics<T> statistics(launch, x, s, label_smoothing > 0, options.weight);
-    const Segments columns = segments_of(s.cols, kLongest<T>), rows = segments_of(s.rows, kUnitRows);
-    const int64_t units = call.batch * rows.count * columns.count, blocks = divided_up(units, kThreads);
+    const Units units = units_of(s, call.batch, kUnitRows, kLongest<T>);
+    const int64_t blocks = divided_up(units.count, kThreads);
     const bool keep = with_grad && !per_pixel;
     const Tensor levels = arithmetic_vector<A>(x, keep ? call.pixels : 0);
     const Tensor coefficients = arithmetic_vector<A>(x, keep ? call.pixels : 0);
@@ -114,13 +113,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> upsample_cross_entropy(const Tensor& 
     const PixelImages<A> images{per_pixel ? data_of<A>(loss) : nullptr, keep ? data_of<A>(levels) : nullptr,
                                 per_pixel && with_grad ? data_of<A>(lse) : nullptr,
                                 keep ? data_of<A>(coefficients) : nullptr};
-    if (units > 0) {
+    if (units.count > 0) {
       const View<const T> view = view_of<const T>(x);
-      with_steps<T>(columns.steps, [&](auto steps) {
+      with_steps<T>(units.columns.steps, [&](auto steps) {
         with_width(view, call.channels, [&](auto wide) {
-          cross_entropy_pixels<T, steps.value, wide.value><<<blocks_of(units), warps_of_block(), 0, launch.stream()>>>(
-              view, s, rows, columns, units, statistics.of, call.labels, options, images,
-              per_pixel ? nullptr : data_of<double>(partial));
+          cross_entropy_pixels<T, steps.value, wide.value>
+              <<<blocks_of(units.count), warps_of_block(), 0, launch.stream()>>>(
+                  view, s, units, statistics.of, call.labels, options, images,
+                  per_pixel ? nullptr : data_of<double>(partial));
         });
       });
       launch.finish();

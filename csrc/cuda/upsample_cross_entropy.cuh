@@ -78,33 +78,29 @@ __device__ inline void sum_of_block(double& a, double& b) {
 // A thread owns a unit: up to kUnitRows rows of a segment of up to kSteps outputs.
 template <typename T, int kSteps, int kWide>
 __global__ void __launch_bounds__(kThreads, 1)
-    cross_entropy_pixels(View<const T> x, Sampling s, Segments row_segments, Segments column_segments, int64_t units,
-                         Statistics<ArithmeticOf<T>> statistics, Labels labels, LossOptions<ArithmeticOf<T>> options,
-                         PixelImages<ArithmeticOf<T>> to, double* partial) {
+    cross_entropy_pixels(View<const T> x, Sampling s, Units units, Statistics<ArithmeticOf<T>> statistics,
+                         Labels labels, LossOptions<ArithmeticOf<T>> options, PixelImages<ArithmeticOf<T>> to,
+                         double* partial) {
   using A = ArithmeticOf<T>;
   __shared__ A shared[kUnitRows * kSteps * kThreads];
   const int thread = threadIdx.y * kWarp + threadIdx.x;
-  const int64_t unit = int64_t{blockIdx.x} * kThreads + thread;
+  const int64_t number = int64_t{blockIdx.x} * kThreads + thread;
   double loss_sum = 0, weight_sum = 0;
-  if (unit < units) {
-    const int64_t line_units = column_segments.count, n = unit / line_units / row_segments.count;
-    const Segment rows(s.rows, row_segments, unit / line_units % row_segments.count);
-    const Segment columns(s.cols, column_segments, unit % line_units);
-    if (rows.begin < rows.end && columns.begin < columns.end) {
-      const Pair row_pair(s.rows, s.clamp, rows.index), column_pair(s.cols, s.clamp, columns.index);
-      const Fractions<A> down(s.rows, row_pair, rows.rest), across(s.cols, column_pair, columns.rest);
-      const Corners at(x, s, n, row_pair, column_pair);
+  if (number < units.count) {
+    const Unit<A> unit(s, units, number);
+    if (!unit.empty()) {
+      const Corners at(x, s, unit.n, unit.row_pair, unit.column_pair);
       const Four<A> shift = small_corners(statistics.shift, at);
       const A spread = small_corners(statistics.spread, at).largest();
-      logsumexp<T, kSteps, kWide>(x, labels.classes, at, shift, spread, rows, columns, down, across, shared + thread);
-      for (int row = 0; rows.begin + row < rows.end; ++row) {
-        const A fy = down.at(row);
-        const int64_t y = rows.begin + row, line = (n * s.rows.out + y) * s.cols.out;
-        for (int k = 0; columns.begin + k < columns.end; ++k) {
-          const A fx = across.at(k);
-          const int64_t pixel = line + columns.begin + k;
+      logsumexp<T, kSteps, kWide>(x, labels.classes, at, shift, spread, unit, shared + thread);
+      for (int row = 0; row < unit.height(); ++row) {
+        const A fy = unit.down.at(row);
+        const int64_t y = unit.rows.begin + row, line = (unit.n * s.rows.out + y) * s.cols.out;
+        for (int k = 0; k < unit.width(); ++k) {
+          const A fx = unit.across.at(k);
+          const int64_t pixel = line + unit.columns.begin + k;
           const A level = shared[(row * kSteps + k) * kThreads + thread];
-          int64_t label = labels.at(n, y, columns.begin + k);
+          int64_t label = labels.at(unit.n, y, unit.columns.begin + k);
           const bool kept = label != labels.ignore_index, known = labels.known(label);
           label = kept && known ? label : 0;
           if (to.level) to.level[pixel] = level;
