@@ -19,8 +19,7 @@ struct Call {
   fcn::Labels labels;
   fcn::LossOptions<T> options;
   std::vector<T> weight_sum;
-  std::vector<HostStatistics<T>> memory;
-  fcn::Statistics<T> statistics;
+  HostStatistics<T> statistics;
   bool wide;
 
   Call(int64_t x_at, const Ints& x_strides, const Ints& sampling, int64_t n, int64_t c, int64_t target, int kind,
@@ -37,8 +36,7 @@ struct Call {
     const T* w = reinterpret_cast<const T*>(weight);
     options = {w, w ? weight_sum.data() : nullptr, static_cast<T>(smoothing)};
     if (w) emulate(1, 1, [&] { fcn::sum_of_weights<T>(w, c, weight_sum.data()); });
-    memory.emplace_back(x, s, n, c, wide, w, smoothing > 0);
-    statistics = memory.back().of;
+    statistics = HostStatistics<T>(x, s, n, c, wide, w, smoothing > 0);
   }
 
   // Losses, L and coefficients of all pixels, and [loss, total weight].
@@ -48,9 +46,9 @@ struct Call {
     with_steps(units.columns.steps, [&](auto steps) {
       emulate(blocks_of(units.count), fcn::kWarps, [&] {
         if (wide) {
-          fcn::cross_entropy_pixels<T, steps.value, 4>(x, s, units, statistics, labels, options, to, partial.data());
+          fcn::cross_entropy_pixels<T, steps.value, 4>(x, s, units, statistics.of, labels, options, to, partial.data());
         } else {
-          fcn::cross_entropy_pixels<T, steps.value, 1>(x, s, units, statistics, labels, options, to, partial.data());
+          fcn::cross_entropy_pixels<T, steps.value, 1>(x, s, units, statistics.of, labels, options, to, partial.data());
         }
       });
     });
@@ -69,10 +67,10 @@ struct Call {
     with_steps(fcn::segments_of(s.cols, longest).steps, [&](auto steps) {
       emulate(static_cast<unsigned>(fcn::divided_up(plan.warps, fcn::kGradientWarps)), fcn::kGradientWarps, [&] {
         if (wide) {
-          fcn::cross_entropy_gradient<T, T, steps.value, true>(x, s, plan, statistics, levels, coefficients, labels,
+          fcn::cross_entropy_gradient<T, T, steps.value, true>(x, s, plan, statistics.of, levels, coefficients, labels,
                                                                options, grad, dx);
         } else {
-          fcn::cross_entropy_gradient<T, T, steps.value, false>(x, s, plan, statistics, levels, coefficients, labels,
+          fcn::cross_entropy_gradient<T, T, steps.value, false>(x, s, plan, statistics.of, levels, coefficients, labels,
                                                                 options, grad, dx);
         }
       });
@@ -123,7 +121,7 @@ void backward(const Arguments& a, int64_t absolute, int64_t grad, const Ints& gr
   const fcn::PixelGradient<T> incoming{reinterpret_cast<const T*>(grad), grad_strides[0], grad_strides[1],
                                        grad_strides[2]};
   emulate(blocks_of(pixels), fcn::kWarps, [&] {
-    fcn::cross_entropy_coefficients<T>(call.s, pixels, call.statistics.shift, reinterpret_cast<const T*>(absolute),
+    fcn::cross_entropy_coefficients<T>(call.s, pixels, call.statistics.of.shift, reinterpret_cast<const T*>(absolute),
                                        call.labels, call.options, incoming, levels.data(), coefficients.data());
   });
   call.gradient(levels.data(), coefficients.data(), incoming, view<T>(dx, dx_strides), a.longest, a.strip);

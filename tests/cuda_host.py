@@ -51,10 +51,11 @@ def framed(inner: torch.Tensor, fill: float) -> torch.Tensor:
     """A copy of `inner` [N, C, H, W] within a larger tensor of `fill`, which finds out who reads or writes outside."""
     n, c, h, w = inner.shape
     channels_last = inner.is_contiguous(memory_format=torch.channels_last) and not inner.is_contiguous()
-    shape = (n, h + 2, w + 2, c + 4) if channels_last else (n, c + 1, h + 2, w + 2)
+    shape = (n, h + 2, w + 2, c + 4) if channels_last else (n, c + 1, h + 2, w + 16)  # rows stay aligned
     whole = torch.full(shape, fill, dtype=inner.dtype)
     image = whole.permute(0, 3, 1, 2) if channels_last else whole
-    window = image[:, :c, 1:-1, 1:-1]
+    sides = 1 if channels_last else 8
+    window = image[:, :c, 1:-1, sides:-sides]
     window.copy_(inner)
     return window
 

@@ -43,6 +43,7 @@ struct HostStatistics {
   std::vector<A> memory;
   fcn::Statistics<A> of;
 
+  HostStatistics() = default;
   HostStatistics(const View<const T>& x, const fcn::Sampling& s, int64_t batch, int64_t channels, bool wide,
                  const A* weight = nullptr, bool linear = false) {
     const int64_t pixels = batch * s.rows.in * s.cols.in;
