@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fcn_kernels as fk
-from fcn_kernels import backends
+from fcn_kernels import backends, reference
 
 OBSTACLE = backends.device_obstacle("cuda") or next(
     c.reason for c in backends.candidates("upsample_cross_entropy", "cuda") if c.backend == "cuda"
@@ -18,6 +18,7 @@ pytestmark = [
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
+TOLERANCES = {torch.float16: 2e-3, torch.bfloat16: 2e-2, torch.float32: 4e-6, torch.float64: 1e-11}
 
 
 def operands(dtype=torch.float32, layout=torch.contiguous_format, classes=24):
@@ -42,10 +43,9 @@ def test_upsample_cross_entropy(dtype, layout, reduction):
         actual = loss_and_gradient(x, target, reduction=reduction)
     with fk.use_backend("reference"):
         expected = loss_and_gradient(x.detach().double().requires_grad_(), target, reduction=reduction)
-    tolerances = {torch.float16: 2e-3, torch.bfloat16: 2e-2, torch.float32: 4e-6, torch.float64: 1e-11}
     for a, b in zip(actual, expected, strict=True):
         scale = b.abs().max().item()
-        tolerance = tolerances[a.dtype] * scale
+        tolerance = TOLERANCES[a.dtype] * scale
         torch.testing.assert_close(a.double(), b, rtol=0, atol=tolerance, check_stride=False)
 
 
@@ -74,3 +74,75 @@ def test_a_wrong_label_makes_the_loss_nan():
     target[0, 0, 0] = 24
     with fk.use_backend("cuda"):
         assert loss_and_gradient(x, target)[0].isnan()
+
+
+SIZES = [(101, 133), (104, 136)]  # packs of 16 bytes fit into the rows of the second
+
+
+@pytest.mark.parametrize("log", [False, True], ids=["softmax", "log_softmax"])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_upsample_softmax(dtype, layout, size, log):
+    x, _ = operands(dtype, layout)
+    f = fk.upsample_log_softmax if log else fk.upsample_softmax
+
+    def call():
+        y = f(x, size)
+        return y.detach(), *torch.autograd.grad(y, x, y.detach())
+
+    with fk.use_backend("cuda"):
+        y, dx = call()
+        assert all(torch.equal(a, b) for a, b in zip((y, dx), call(), strict=True))
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = call()
+        graph.replay()
+    assert all(torch.equal(a, b) for a, b in zip((y, dx), captured, strict=True))
+    code = fk.Sampling.interpolate((13, 17), size).encode()
+    expected = reference.upsample_softmax(x.detach().double(), code, log)
+    assert y.stride() == expected.to(memory_format=layout).stride()
+    # The gradient is a function of the rounded output: both get the same one.
+    expected_dx = reference.upsample_softmax_backward(y.double(), y.double(), code, log)
+    for a, b in ((y, expected), (dx, expected_dx)):
+        torch.testing.assert_close(
+            a.double(), b, rtol=0, atol=TOLERANCES[dtype] * b.abs().max().item(), check_stride=False
+        )
+
+
+@pytest.mark.parametrize("labels", [torch.uint8, torch.int16, torch.int32, torch.int64])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_upsample_argmax(dtype, layout, labels):
+    x, _ = operands(dtype, layout)
+    with fk.use_backend("cuda"):
+        winner, confidence = fk.upsample_argmax(x, (101, 133), dtype=labels, return_confidence=True)
+        again = fk.upsample_argmax(x, (101, 133), dtype=labels)
+    assert winner.dtype == labels
+    assert winner.equal(again)
+    z = reference.upsample(x.detach().double(), fk.Sampling.interpolate((13, 17), (101, 133)).encode())
+    margin = z.amax(1) - z.gather(1, winner.long()[:, None]).squeeze(1)
+    eps = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
+    assert margin.max() <= 8 * eps * z.abs().max()
+    expected = z.softmax(1).amax(1)
+    torch.testing.assert_close(confidence.double(), expected, rtol=0, atol=4e-6)
+
+
+def test_upsample_confusion_matrix():
+    x, target = operands()
+    with fk.use_backend("cuda"):
+        counts = fk.upsample_confusion_matrix(x, target, ignore_index=255)
+        winner = fk.upsample_argmax(x, tuple(target.shape[1:]))
+        assert counts.cpu().equal(reference.count_labels(winner.cpu(), target.cpu(), 24, 255))
+        assert counts.equal(fk.upsample_confusion_matrix(x, target, ignore_index=255))
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = fk.upsample_confusion_matrix(x, target, ignore_index=255)
+        graph.replay()
+        assert captured.equal(counts)
+        # A graph cannot raise: it counts -1.
+        target[1, 2, 3] = 24
+        graph.replay()
+        assert captured.eq(-1).all()
+        with pytest.raises(RuntimeError, match=r"target\[1, 2, 3\] = 24 is neither a class \(0 to 23\)"):
+            fk.upsample_confusion_matrix(x, target, ignore_index=255)

@@ -1,4 +1,4 @@
-"""What nvcc made of the CUDA kernels: nothing spilled, wide loads where the layout allows them."""
+"""What nvcc made of the CUDA kernels: nothing spilled, wide accesses where the layout allows them."""
 
 import json
 from pathlib import Path
@@ -9,15 +9,25 @@ from fcn_kernels import _library
 from fcn_kernels.benchmarking import machine_code
 
 COMMITTED = Path(__file__).resolve().parent.parent / "benchmarks/results/cuda-machine-code.json"
+LOAD_WIDE = (
+    "class_statistics<float, 32, 4>", "cross_entropy_pixels<float, 8, 4>", "float, float, 8, true>",
+    "output_levels<float, 8, 4>", "softmax_channels<float, 8, 4>", "softmax_channels<__half, 8, 8>",
+    "class_sums<float, 1, 4>", "class_sums<__nv_bfloat16, 32, 8>", "class_winners<float, 32, 4>",
+    "argmax_units<float, 8, 4>", "argmax_units<__nv_bfloat16, 8, 8>",
+)  # fmt: skip
+STORE_WIDE = (
+    "softmax_columns<float, 4>", "softmax_columns<__half, 8>", "softmax_columns<double, 2>",
+    "softmax_channels<float, 8, 4>", "softmax_channels<__nv_bfloat16, 8, 8>",
+)  # fmt: skip
 
 
 def problems(rows):
-    """Kernels that keep something in local memory, and vectorised ones without wide loads."""
+    """Kernels that keep something in local memory, and vectorised ones without wide accesses."""
     found = [f"{r['kernel']} on {r['architecture']}: {r['stack']} bytes of stack" for r in rows if r["stack"]]
-    vectorised = ("class_statistics<float, 32, 4>", "cross_entropy_pixels<float, 8, 4>", "float, float, 8, true>")
     for row in rows:
-        if row["kernel"].endswith(vectorised) and 128 not in row["load_bits"]:
-            found.append(f"{row['kernel']} on {row['architecture']} loads {row['load_bits']} bits")
+        for does, kernels in (("load", LOAD_WIDE), ("store", STORE_WIDE)):
+            if row["kernel"].endswith(kernels) and 128 not in row[f"{does}_bits"]:
+                found.append(f"{row['kernel']} on {row['architecture']} {does}s {row[f'{does}_bits']} bits")
     return found
 
 
@@ -51,11 +61,13 @@ def test_the_dump_is_understood(monkeypatch):
     code = "".join(
         f"\nFatbin elf code:\narch = {arch}\n\tcode for {arch}\n\t\tFunction : {name}\n"
         f"        /*0010*/                   {load} R4, desc[UR4][R2.64] ;  /* 0x0 */\n"
+        f"        /*0020*/                   STG.E.64 desc[UR4][R2.64], R4 ;  /* 0x0 */\n"
         for arch, load in (("sm_80", "LDG.E"), ("sm_90a", "@P0 LDG.E.128"))
     )
     monkeypatch.setattr(machine_code, "_dump", lambda option, _: code if option == "--dump-sass" else usage)
     monkeypatch.setattr(machine_code, "_demangled", lambda _tool, _name: "void fcn::scan<float>(float*)")
     rows = machine_code.kernels(Path("any"))
-    assert [(r["architecture"], r["registers"], r["stack"], r["shared"], r["load_bits"]) for r in rows] == [
-        ("sm_80", 40, 12, 16, [32]), ("sm_90a", 38, 12, 16, [128])
+    columns = ("architecture", "registers", "stack", "shared", "load_bits", "store_bits")
+    assert [tuple(row[c] for c in columns) for row in rows] == [
+        ("sm_80", 40, 12, 16, [32], [64]), ("sm_90a", 38, 12, 16, [128], [64])
     ]  # fmt: skip

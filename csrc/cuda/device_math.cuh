@@ -2,6 +2,9 @@
 #pragma once
 
 #include <math.h>
+#include <string.h>
+
+#include <type_traits>
 
 #include "view.cuh"
 
@@ -35,6 +38,16 @@ __device__ Pack<T, n> load_pack(const T* from) {
 
 template <typename T, int n>
 __device__ void store_pack(T* to, const Pack<T, n>& pack) {
+#ifdef __CUDA_ARCH__
+  // An assignment may go element by element; this is one access.
+  if constexpr (sizeof(pack) == sizeof(uint4) || sizeof(pack) == sizeof(uint2)) {
+    using Bits = std::conditional_t<sizeof(pack) == sizeof(uint4), uint4, uint2>;
+    Bits bits;
+    memcpy(&bits, &pack, sizeof(bits));
+    __stcg(reinterpret_cast<Bits*>(to), bits);
+    return;
+  }
+#endif
   *reinterpret_cast<Pack<T, n>*>(to) = pack;
 }
 

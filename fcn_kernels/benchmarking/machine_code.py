@@ -22,7 +22,7 @@ from .. import _library
 
 _RESOURCES = re.compile(r"Function (\S+):\s*\n\s*REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
 _ARCHITECTURE = re.compile(r"^arch = (sm_\w+)", re.MULTILINE)
-_LOAD = re.compile(r"\bLDG\.(\S+)")
+_ACCESS = re.compile(r"\b(LDG|STG)\.(\S+)")
 
 
 def find_cuobjdump() -> str | None:
@@ -43,25 +43,26 @@ def kernels(binary: Path) -> list[dict[str, Any]]:
         for name, registers, stack, shared, local in _RESOURCES.findall(section) if architecture else ():
             row = {"kernel": _readable(name), "architecture": architecture[1], "registers": int(registers)}
             found.append(row | {"stack": int(stack) + int(local), "shared": int(shared)})
-    widths = _load_bits(binary)
+    widths = _access_bits(binary)
     for row in found:
-        row["load_bits"] = widths.get((row["architecture"], row["kernel"]), [])
+        for name, access in (("load_bits", "LDG"), ("store_bits", "STG")):
+            row[name] = sorted(widths.get((row["architecture"], row["kernel"], access), ()))
     return sorted(found, key=lambda row: (row["kernel"], row["architecture"]))
 
 
-def _load_bits(binary: Path) -> dict[tuple[str, str], list[int]]:
-    """The widths of the loads from global memory, by architecture and kernel."""
-    widths: dict[tuple[str, str], set[int]] = {}
-    architecture, current = "", set()
+def _access_bits(binary: Path) -> dict[tuple[str, str, str], set[int]]:
+    """The widths of the accesses to global memory, by architecture, kernel and instruction."""
+    widths: dict[tuple[str, str, str], set[int]] = {}
+    architecture = kernel = ""
     for line in _dump("--dump-sass", binary).splitlines():
         if line.startswith("arch = "):
             architecture = line.removeprefix("arch = ")
         elif "Function :" in line:
-            current = widths.setdefault((architecture, _readable(line.rpartition(" ")[2])), set())
-        elif load := _LOAD.search(line):
-            width = next((int(w) for w in ("128", "64", "16", "8") if re.search(rf"\b[US]?{w}\b", load[1])), 32)
-            current.add(width)
-    return {key: sorted(value) for key, value in widths.items()}
+            kernel = _readable(line.rpartition(" ")[2])
+        elif access := _ACCESS.search(line):
+            width = next((int(w) for w in ("128", "64", "16", "8") if re.search(rf"\b[US]?{w}\b", access[2])), 32)
+            widths.setdefault((architecture, kernel, access[1]), set()).add(width)
+    return widths
 
 
 def _dump(option: str, binary: Path) -> str:
@@ -103,7 +104,8 @@ def main() -> None:
     table = kernels(binary)
     for row in table:
         print(f"{row['architecture']:8} {row['registers']:4} registers {row['stack']:4} B of stack "
-              f"{row['shared']:6} B shared  loads {row['load_bits']}  {row['kernel']}")  # fmt: skip
+              f"{row['shared']:6} B shared  loads {row['load_bits']} stores {row['store_bits']}  "
+              f"{row['kernel']}")  # fmt: skip
     if arguments.json:
         lines = ",\n".join(json.dumps(row) for row in table)
         arguments.json.write_text(f"[\n{lines}\n]\n")
