@@ -1,26 +1,10 @@
 // How the kernels over geometric progressions are launched: their memory, and the choice of how wide they read.
 #pragma once
 
-#include <type_traits>
-
 #include "launch.cuh"
 #include "logsumexp.cuh"
 
 namespace fcn {
-
-inline dim3 warps_of_block() { return dim3(kWarp, kWarps); }
-
-inline dim3 blocks_of(int64_t threads) { return dim3(static_cast<unsigned>(divided_up(threads, kThreads))); }
-
-template <typename A>
-Tensor arithmetic_vector(const Tensor& like, int64_t size) {
-  return empty_vector(like, {size}, std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float);
-}
-
-template <typename A>
-A* data_of(const Tensor& t) {
-  return static_cast<A*>(t.data_ptr());
-}
 
 // Whether the channels of a pixel can be read `wide` at a time, with aligned accesses.
 template <typename T>

@@ -51,20 +51,5 @@ __device__ void store_pack(T* to, const Pack<T, n>& pack) {
   *reinterpret_cast<Pack<T, n>*>(to) = pack;
 }
 
-// The sum over the lanes of a warp, in a fixed order, in every lane.
-template <typename A>
-__device__ A sum_of_warp(A v) {
-#pragma unroll
-  for (int offset = 16; offset > 0; offset /= 2) v += __shfl_xor_sync(0xffffffffu, v, offset);
-  return v;
-}
-
-template <typename A>
-__device__ A largest_of_warp(A v) {
-#pragma unroll
-  for (int offset = 16; offset > 0; offset /= 2) v = larger(v, __shfl_xor_sync(0xffffffffu, v, offset));
-  return v;
-}
-
 }  // namespace
 }  // namespace fcn

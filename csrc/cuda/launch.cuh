@@ -6,8 +6,12 @@
 #include <cuda_runtime.h>
 #include <torch/csrc/stable/accelerator.h>
 
+#include <type_traits>
+
 #include "../checks.h"
 #include "labels.cuh"
+#include "reduction.cuh"
+#include "segments.cuh"
 #include "view.cuh"
 
 // Lives in libtorch_cuda. Weak, so that a build with CUDA still loads into a torch without it.
@@ -82,10 +86,27 @@ inline LabelKind kind_of(const char* op, ScalarType dtype, const char* name = "t
   }
 }
 
+// The codes of reference.py.
+enum Reduction : int64_t { kNone = 0, kMean = 1, kSum = 2, kMeanAll = 3 };
+
 // A tensor's memory and strides.
 template <typename T>
 View<T> view_of(const Tensor& t) {
   return View<T>{static_cast<T*>(t.data_ptr()), t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
+}
+
+inline dim3 warps_of_block() { return dim3(kWarp, kWarps); }
+
+inline dim3 blocks_of(int64_t threads) { return dim3(static_cast<unsigned>(divided_up(threads, kThreads))); }
+
+template <typename A>
+Tensor arithmetic_vector(const Tensor& like, int64_t size) {
+  return empty_vector(like, {size}, std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float);
+}
+
+template <typename A>
+A* data_of(const Tensor& t) {
+  return static_cast<A*>(t.data_ptr());
 }
 
 }  // namespace fcn

@@ -8,15 +8,12 @@
 #pragma once
 
 #include "../softmax.h"
-#include "device_math.cuh"
+#include "reduction.cuh"
 #include "segments.cuh"
 
 namespace fcn {
 namespace {
 
-constexpr int kWarp = 32;
-constexpr int kWarps = 8;
-constexpr int kThreads = kWarp * kWarps;
 constexpr int kUnitRows = 2;  // rows of a thread's unit, which share its corners
 
 template <typename A>

@@ -8,8 +8,6 @@ namespace {
 
 constexpr const char* kName = "upsample_cross_entropy";
 
-enum Reduction : int64_t { kNone = 0, kMean = 1, kSum = 2, kMeanAll = 3 };
-
 // One call: what has been checked, and where it runs.
 struct Call {
   Call(const Tensor& x, const Tensor& target, const std::optional<Tensor>& given_weight,

@@ -58,23 +58,6 @@ __global__ void __launch_bounds__(kWarp) sum_of_weights(const A* weight, int64_t
   if (threadIdx.x == 0) *sum = mine;
 }
 
-// Adds up two numbers of every thread of a block, in a fixed order; thread 0 has the sums.
-__device__ inline void sum_of_block(double& a, double& b) {
-  __shared__ double shared[2 * kWarps];
-  a = sum_of_warp(a);
-  b = sum_of_warp(b);
-  if (threadIdx.x == 0) {
-    shared[threadIdx.y] = a;
-    shared[kWarps + threadIdx.y] = b;
-  }
-  __syncthreads();
-  a = b = 0;
-  for (int i = 0; i < kWarps; ++i) {
-    a += shared[i];
-    b += shared[kWarps + i];
-  }
-}
-
 // A thread owns a unit: up to kUnitRows rows of a segment of up to kSteps outputs.
 template <typename T, int kSteps, int kWide>
 __global__ void __launch_bounds__(kThreads, 1)
@@ -133,24 +116,6 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (thread == 0) {
     partial[2 * int64_t{blockIdx.x}] = loss_sum;
     partial[2 * int64_t{blockIdx.x} + 1] = weight_sum;
-  }
-}
-
-// One block: the loss divided by `divisor`, or by the sum of the weights where that is 0, and the divisor.
-template <typename A>
-__global__ void __launch_bounds__(kThreads)
-    finish_loss(const double* partial, int64_t blocks, double divisor, A* loss, A* total) {
-  const int thread = threadIdx.y * kWarp + threadIdx.x;
-  double loss_sum = 0, weight_sum = 0;
-  for (int64_t i = thread; i < blocks; i += kThreads) {
-    loss_sum += partial[2 * i];
-    weight_sum += partial[2 * i + 1];
-  }
-  sum_of_block(loss_sum, weight_sum);
-  if (thread == 0) {
-    const double by = divisor > 0 ? divisor : weight_sum;
-    *loss = static_cast<A>(loss_sum / by);
-    *total = static_cast<A>(by);
   }
 }
 
