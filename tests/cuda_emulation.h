@@ -40,7 +40,7 @@ class EmulatedBlock {
     current_ = this;
     for (size_t t = 0; t < threads_.size(); ++t) {
       Thread& thread = threads_[t];
-      thread.done = false;
+      thread.done = thread.waiting = false;
       thread.meetings = 0;
       getcontext(&thread.context);
       thread.context.uc_stack.ss_sp = stacks_.data() + t * kStack;
@@ -54,15 +54,19 @@ class EmulatedBlock {
         const size_t t = backwards ? threads_.size() - 1 - k : k;
         if (threads_[t].done) continue;
         left = true;
+        if (threads_[t].waiting) continue;
         running_ = t;
         threadIdx = {static_cast<unsigned>(t % kEmulatedWarp), static_cast<unsigned>(t / kEmulatedWarp), 0};
         swapcontext(&scheduler_, &threads_[t].context);
       }
       // Whoever has not ended must have met: lanes that miss a meeting of their warp would hang a GPU.
+      bool waiting = true;
       for (size_t t = 0; t < threads_.size(); ++t) {
         const Thread &mine = threads_[t], &first = threads_[t / kEmulatedWarp * kEmulatedWarp];
         if (mine.done != first.done || mine.meetings != first.meetings) diverged_ = true;
+        waiting = waiting && (mine.done || mine.waiting);
       }
+      for (Thread& thread : threads_) thread.waiting = thread.waiting && !waiting;
     }
     if (diverged_) throw std::runtime_error("lanes of a warp did not meet");
   }
@@ -72,6 +76,12 @@ class EmulatedBlock {
     Thread& mine = block.threads_[block.running_];
     ++mine.meetings;
     swapcontext(&mine.context, &block.scheduler_);
+  }
+
+  // Meets all warps.
+  static void wait() {
+    current_->threads_[current_->running_].waiting = true;
+    meet();
   }
 
   // What lane `from(own lane)` of this warp gives.
@@ -91,7 +101,7 @@ class EmulatedBlock {
  private:
   struct Thread {
     ucontext_t context;
-    bool done = false;
+    bool done = false, waiting = false;
     int64_t meetings = 0;
   };
 
@@ -111,7 +121,7 @@ class EmulatedBlock {
   bool diverged_ = false;
 };
 
-inline void __syncthreads() { EmulatedBlock::meet(); }
+inline void __syncthreads() { EmulatedBlock::wait(); }
 
 template <typename T>
 T __shfl_xor_sync(unsigned, T value, int mask) {
