@@ -1,6 +1,6 @@
-// The CUDA kernels of csrc/cuda/upsample_add.cuh and gather.cuh as ordinary functions: a launch runs thread after
-// thread. Lanes that meet in a shuffle cannot be imitated so; of those kernels the shares of all lanes are added
-// instead.
+// The CUDA kernels of csrc/cuda/upsample_add.cuh, upsample_sigmoid.cuh and gather.cuh as ordinary functions: a launch
+// runs thread after thread. Lanes that meet in a shuffle cannot be imitated so; of those kernels the shares of all
+// lanes are added instead.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -21,7 +21,7 @@ T __shfl_xor_sync(unsigned, T value, int) {
 }
 }  // namespace
 
-#include "cuda/upsample_add.cuh"
+#include "cuda/upsample_sigmoid.cuh"
 
 namespace {
 
@@ -44,33 +44,64 @@ View<T> view(int64_t pointer, const Ints& strides) {
   return View<T>{reinterpret_cast<T*>(pointer), strides[0], strides[1], strides[2], strides[3]};
 }
 
-void forward(int64_t x, const Ints& x_strides, int64_t skip, const Ints& skip_strides, int64_t y, const Ints& y_strides,
-             const Ints& sampling, int64_t batch, int64_t channels, double scale, bool channels_last,
-             const Grid& grid) {
-  const fcn::Sampling s = fcn::decode_sampling(sampling);
-  const auto from = view<const double>(x, x_strides), other = view<const double>(skip, skip_strides);
-  const auto to = view<double>(y, y_strides);
+template <int kWide, typename Epilogue>
+void start_forward(const View<const double>& x, const View<double>& y, const fcn::Sampling& s, int64_t batch,
+                   int64_t channels, const Epilogue& epilogue, bool channels_last, const Grid& grid) {
   launch(grid, [&] {
     if (channels_last) {
-      fcn::forward_channels_last<double, true>(from, other, to, s, batch, channels, scale);
+      fcn::forward_channels_last<double, kWide>(x, y, s, batch, channels, epilogue);
     } else {
-      fcn::forward_contiguous<double, true>(from, other, to, s, batch, channels, scale);
+      fcn::forward_contiguous<double, kWide>(x, y, s, batch, channels, epilogue);
     }
   });
 }
 
-void backward(int64_t grad, const Ints& grad_strides, int64_t dx, const Ints& dx_strides, const Ints& sampling,
-              int64_t batch, int64_t channels, bool channels_last, const Grid& grid) {
+// upsample_add, or upsample_sigmoid without a skip.
+void forward(int64_t x, const Ints& x_strides, int64_t skip, const Ints& skip_strides, int64_t y, const Ints& y_strides,
+             const Ints& sampling, int64_t batch, int64_t channels, double scale, bool channels_last, bool wide,
+             bool skip_wide, const Grid& grid) {
+  const fcn::Sampling s = fcn::decode_sampling(sampling);
+  const auto from = view<const double>(x, x_strides), other = view<const double>(skip, skip_strides);
+  const auto to = view<double>(y, y_strides);
+  const auto start = [&](const auto& epilogue) {
+    if (wide) {
+      start_forward<2>(from, to, s, batch, channels, epilogue, channels_last, grid);
+    } else {
+      start_forward<1>(from, to, s, batch, channels, epilogue, channels_last, grid);
+    }
+  };
+  if (skip) {
+    start(fcn::Skip<double>{other, scale, channels_last ? other.stride_c : other.stride_w, skip_wide});
+  } else {
+    start(fcn::Sigmoid());
+  }
+}
+
+template <typename Source>
+void start_backward(const Source& source, const View<double>& dx, const fcn::Sampling& s, int64_t batch,
+                    int64_t channels, bool channels_last, const Grid& grid) {
+  launch(grid, [&] {
+    if (channels_last) {
+      fcn::gather_channels_last<Source>(source, dx, s, batch, channels);
+    } else {
+      fcn::gather_contiguous<Source, 1>(source, dx, s, batch, channels);
+    }
+  });
+}
+
+// Of upsample, or of upsample_sigmoid with its output.
+void backward(int64_t grad, const Ints& grad_strides, int64_t output, const Ints& output_strides, int64_t dx,
+              const Ints& dx_strides, const Ints& sampling, int64_t batch, int64_t channels, bool channels_last,
+              const Grid& grid) {
   const fcn::Sampling s = fcn::decode_sampling(sampling);
   const fcn::OutputGradient<double> from{view<const double>(grad, grad_strides)};
   const auto to = view<double>(dx, dx_strides);
-  launch(grid, [&] {
-    if (channels_last) {
-      fcn::gather_channels_last<fcn::OutputGradient<double>>(from, to, s, batch, channels);
-    } else {
-      fcn::gather_contiguous<fcn::OutputGradient<double>, 1>(from, to, s, batch, channels);
-    }
-  });
+  if (output) {
+    const fcn::SigmoidGradient<double> source{from, {view<const double>(output, output_strides)}};
+    start_backward(source, to, s, batch, channels, channels_last, grid);
+  } else {
+    start_backward(from, to, s, batch, channels, channels_last, grid);
+  }
 }
 
 // The gradient of input pixel (i, j) of the first plane, as `lanes` lanes share it.

@@ -6,24 +6,6 @@
 
 namespace fcn {
 
-// Whether the channels of a pixel can be read `wide` at a time, with aligned accesses.
-template <typename T>
-bool reads_wide(const View<const T>& x, int64_t channels, int wide) {
-  return x.stride_c == 1 && channels % wide == 0 && x.stride_n % wide == 0 && x.stride_h % wide == 0 &&
-         x.stride_w % wide == 0 && reinterpret_cast<uintptr_t>(x.data) % (sizeof(T) * wide) == 0;
-}
-
-// Whether neighbouring columns can be accessed `wide` at a time, aligned.
-template <typename T>
-bool columns_wide(const View<T>& x, int64_t columns, int wide) {
-  return x.stride_w == 1 && columns % wide == 0 && x.stride_n % wide == 0 && x.stride_c % wide == 0 &&
-         x.stride_h % wide == 0 && reinterpret_cast<uintptr_t>(x.data) % (sizeof(T) * wide) == 0;
-}
-
-// Channels in 16 bytes.
-template <typename T>
-constexpr int kWideChannels = 16 / sizeof(T);
-
 // Calls f(std::integral_constant<int, wide>()) with the widest access that x allows.
 template <typename T, typename F>
 void with_width(const View<const T>& x, int64_t channels, const F& f) {

@@ -51,5 +51,13 @@ __device__ void store_pack(T* to, const Pack<T, n>& pack) {
   *reinterpret_cast<Pack<T, n>*>(to) = pack;
 }
 
+template <typename T, typename A, int n>
+__device__ void store_pack(T* to, const A (&value)[n]) {
+  Pack<T, n> pack;
+#pragma unroll
+  for (int k = 0; k < n; ++k) pack.value[k] = static_cast<T>(value[k]);
+  store_pack(to, pack);
+}
+
 }  // namespace
 }  // namespace fcn

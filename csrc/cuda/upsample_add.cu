@@ -1,31 +1,9 @@
 // upsample, upsample_add and upsample_backward on CUDA: checks, allocation, launches.
 #include "gathers.cuh"
-#include "upsample_add.cuh"
+#include "streams.cuh"
 
 namespace fcn {
 namespace {
-
-constexpr int kPlanes = 8;  // planes that share one computation of the geometry, where there are enough of them
-constexpr int64_t kWantedBlocks = 4096;
-
-template <typename T, bool kSkip>
-void launch_forward(const Launch& launch, const Tensor& x, const View<const T>& skip, const Tensor& y,
-                    const Sampling& s, double scale) {
-  using A = ArithmeticOf<T>;
-  const dim3 block(kLanes, kRows);
-  const int64_t batch = x.size(0), channels = x.size(1), planes = batch * channels;
-  if (is_channels_last(y)) {
-    const dim3 blocks = channels_last_grid(s.rows.out, s.cols.out, batch);
-    forward_channels_last<T, kSkip><<<blocks, block, 0, launch.stream()>>>(view_of<const T>(x), skip, view_of<T>(y), s,
-                                                                           batch, channels, static_cast<A>(scale));
-  } else {
-    const int64_t across = divided_up(s.cols.out, kLanes * kColumns), down = grid(divided_up(s.rows.out, kRows));
-    const int64_t deep = std::max(divided_up(planes, kPlanes), std::min(planes, kWantedBlocks / (across * down)));
-    const dim3 blocks(static_cast<unsigned>(across), static_cast<unsigned>(down), grid(deep));
-    forward_contiguous<T, kSkip><<<blocks, block, 0, launch.stream()>>>(view_of<const T>(x), skip, view_of<T>(y), s,
-                                                                        batch, channels, static_cast<A>(scale));
-  }
-}
 
 Tensor upsample(const Tensor& x, const std::vector<int64_t>& sampling) {
   const char* op = "upsample";
@@ -36,7 +14,7 @@ Tensor upsample(const Tensor& x, const std::vector<int64_t>& sampling) {
   const Launch launch(op, x);
   visit_dtype(op, x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    launch_forward<T, false>(launch, x, View<const T>{}, y, s, 0.0);
+    launch_forward<T>(launch, x, y, s, Identity());
   });
   launch.finish();
   return y;
@@ -63,7 +41,11 @@ Tensor upsample_add(const Tensor& x, const Tensor& skip, const std::vector<int64
     using T = decltype(zero);
     View<const T> window = view_of<const T>(skip);
     window.data += top * window.stride_h + left * window.stride_w;
-    launch_forward<T, true>(launch, x, window, y, s, skip_scale);
+    const bool channels_last = is_channels_last(y);
+    launch_forward<T>(
+        launch, x, y, s,
+        Skip<T>{window, static_cast<ArithmeticOf<T>>(skip_scale), channels_last ? window.stride_c : window.stride_w,
+                packs(window, x.size(1), s.cols.out, channels_last)});
   });
   launch.finish();
   return y;
