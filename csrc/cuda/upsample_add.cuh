@@ -19,7 +19,7 @@ constexpr int kColumnsOf = kWide > 1 ? kWide : 4;
 
 // Blocks of a multiprocessor whose registers suffice.
 template <typename T, int kWide>
-constexpr int kBlocksOf = sizeof(T) == sizeof(double) || kWide > 4 ? 2 : 4;
+constexpr int kBlocksOf = sizeof(T) == sizeof(double) || kWide > 1 ? 2 : 4;
 
 struct Identity {
   template <int kWide, typename A>
