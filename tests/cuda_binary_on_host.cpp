@@ -1,5 +1,5 @@
-// The CUDA kernels of csrc/cuda/upsample_binary_cross_entropy.cuh and adjoint.cuh on the host, launched as
-// upsample_binary_cross_entropy.cu does.
+// The CUDA kernels of csrc/cuda/upsample_binary_cross_entropy.cuh, adjoint.cuh and channel_sum.cuh on the host,
+// launched as the .cu files do.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -7,22 +7,16 @@
 
 #include "cuda_emulation.h"
 // After the emulation.
+#include "cuda/channel_sum.cuh"
 #include "cuda/upsample_binary_cross_entropy.cuh"
+#include "cuda_launches.h"
 
 namespace {
-
-using fcn::View;
-using Ints = std::vector<int64_t>;
-
-template <typename T>
-View<T> view(int64_t pointer, const Ints& strides) {
-  return View<T>{reinterpret_cast<T*>(pointer), strides[0], strides[1], strides[2], strides[3]};
-}
 
 template <typename Function, typename Out>
 void run_adjoint(const fcn::Sampling& s, int64_t batch, int64_t channels, bool channels_last, int64_t strip,
                  Function function, const View<Out>& dx) {
-  fcn::with_lanes(s, channels, channels_last, [&](auto inner, auto across) {
+  fcn::with_adjoint_lanes(s, channels, channels_last, [&](auto inner, auto across) {
     fcn::AdjointPlan plan = fcn::adjoint_plan(s, batch, channels, inner.value, across.value);
     plan.strip = strip;
     plan.down = fcn::divided_up(s.rows.in, fcn::kWarps * strip - 1);
@@ -124,11 +118,34 @@ bool covers(const Ints& sampling, int64_t batch, int64_t channels, bool channels
   return true;
 }
 
+template <typename T, int kWide, bool kChannels>
+void sum(const View<const T>& x, const Ints& size, T* to) {
+  const fcn::SumPlan plan = fcn::sum_plan(x, size[0], size[1], size[2], size[3], kWide, kChannels);
+  std::vector<double> partial(size[0] * plan.parts * size[1], NAN);
+  emulate(static_cast<unsigned>(plan.all), fcn::kWarps,
+          [&] { fcn::channel_sum_parts<T, kWide, kChannels>(x, size[1], plan, partial.data()); });
+  emulate(static_cast<unsigned>(fcn::divided_up(size[1], fcn::kWarps)), fcn::kWarps,
+          [&] { fcn::channel_sum_of_parts<T>(partial.data(), size[1], size[0] * plan.parts, to); });
+}
+
+template <typename T>
+void channel_sum(int64_t x, const Ints& strides, const Ints& size, bool wide, bool channels_last, int64_t to) {
+  const auto from = view<const T>(x, strides);
+  T* const sums = reinterpret_cast<T*>(to);
+  if (channels_last) {
+    wide ? sum<T, 4, true>(from, size, sums) : sum<T, 1, true>(from, size, sums);
+  } else {
+    wide ? sum<T, 4, false>(from, size, sums) : sum<T, 1, false>(from, size, sums);
+  }
+}
+
 }  // namespace
 
 PYBIND11_MODULE(cuda_binary_on_host, m) {
   m.def("binary_float", &binary<float>);
   m.def("binary_double", &binary<double>);
   m.def("covers", &covers);
+  m.def("channel_sum_float", &channel_sum<float>);
+  m.def("channel_sum_double", &channel_sum<double>);
   m.def("backwards", [](bool on) { emulation_backwards = on; });
 }

@@ -41,7 +41,7 @@ inline AdjointPlan adjoint_plan(const Sampling& s, int64_t batch, int64_t channe
 
 // Calls f(lanes of an interval, whether they are channels), as constants.
 template <typename F>
-void with_lanes(const Sampling& s, int64_t channels, bool channels_last, const F& f) {
+void with_adjoint_lanes(const Sampling& s, int64_t channels, bool channels_last, const F& f) {
   if (channels_last && channels >= 4) return f(std::integral_constant<int, 8>(), std::true_type());
   if (s.cols.num * 4 <= s.cols.den) return f(std::integral_constant<int, 4>(), std::false_type());
   f(std::integral_constant<int, 1>(), std::false_type());

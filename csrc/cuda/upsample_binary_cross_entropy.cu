@@ -63,7 +63,7 @@ struct Call {
   // dx and, where `sums` is given, its sums per block; returns their number.
   template <typename Out, typename T>
   void run(const Launch& launch, BinaryCrossEntropy<T> function, const View<Out>& dx, Tensor* sums) const {
-    with_lanes(s, channels, channels_last, [&](auto inner, auto across) {
+    with_adjoint_lanes(s, channels, channels_last, [&](auto inner, auto across) {
       const AdjointPlan plan = adjoint_plan(s, batch, channels, inner.value, across.value);
       if (sums) {
         *sums = empty_vector(*sums, {plan.blocks, 2}, ScalarType::Double);
