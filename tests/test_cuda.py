@@ -19,61 +19,95 @@ pytestmark = [
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 TOLERANCES = {torch.float16: 2e-3, torch.bfloat16: 2e-2, torch.float32: 4e-6, torch.float64: 1e-11}
+SIZE = 104, 136
 
 
 def operands(dtype=torch.float32, layout=torch.contiguous_format, classes=24):
     generator = torch.Generator("cuda").manual_seed(0)
     x = torch.randn(2, classes, 13, 17, device="cuda", generator=generator, dtype=torch.float64)
-    target = torch.randint(0, classes, (2, 101, 133), device="cuda", generator=generator)
+    target = torch.randint(0, classes, (2, *SIZE), device="cuda", generator=generator)
     target[torch.rand(target.shape, device="cuda", generator=generator) < 0.1] = 255
     return x.to(dtype, memory_format=layout).requires_grad_(), target
 
 
-def loss_and_gradient(x, target, **options):
-    loss = fk.upsample_cross_entropy(x, target, ignore_index=255, label_smoothing=0.1, **options)
-    return loss.detach(), *torch.autograd.grad(loss.sum(), x)
+def cross_entropy(reduction):
+    def call(x, target):
+        return fk.upsample_cross_entropy(x, target, ignore_index=255, label_smoothing=0.1, reduction=reduction)
+
+    return call
 
 
-@pytest.mark.parametrize("reduction", ["mean", "none"])
+def binary_cross_entropy(reduction, kind):
+    def call(x, target):
+        labels = torch.where(target < x.shape[1], target % 2, target)[:, None].expand(-1, x.shape[1], -1, -1)
+        q = torch.linspace(0.5, 2, x.shape[1], device=x.device)
+        return fk.upsample_binary_cross_entropy(x, labels.to(kind), pos_weight=q, ignore_index=255, reduction=reduction)
+
+    return call
+
+
+# What is called with x and labels.
+LOSSES = {
+    "upsample_cross_entropy-mean": cross_entropy("mean"),
+    "upsample_cross_entropy-none": cross_entropy("none"),
+    "upsample_binary_cross_entropy-mean": binary_cross_entropy("mean", torch.uint8),
+    "upsample_binary_cross_entropy-none": binary_cross_entropy("none", torch.int64),
+}
+CALLS = LOSSES | {
+    "upsample": lambda x, target: fk.upsample(x, SIZE),
+    "upsample_add": lambda x, target: fk.upsample_add(x, x.repeat_interleave(8, 2).repeat_interleave(8, 3), SIZE),
+    "upsample_sigmoid": lambda x, target: fk.upsample_sigmoid(x, SIZE),
+    "channel_sum": lambda x, target: torch.ops.fcn_kernels.channel_sum(2 * x),
+}
+
+
+def value_and_gradient(call, x, target):
+    value = call(x, target)
+    return value.detach(), *torch.autograd.grad(value.sum(), x)
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_upsample_cross_entropy(dtype, layout, reduction):
+def test_against_the_reference(dtype, layout, call):
     x, target = operands(dtype, layout)
     with fk.use_backend("cuda"):
-        actual = loss_and_gradient(x, target, reduction=reduction)
+        actual = value_and_gradient(call, x, target)
     with fk.use_backend("reference"):
-        expected = loss_and_gradient(x.detach().double().requires_grad_(), target, reduction=reduction)
+        expected = value_and_gradient(call, x.detach().double().requires_grad_(), target)
     for a, b in zip(actual, expected, strict=True):
-        scale = b.abs().max().item()
-        tolerance = TOLERANCES[a.dtype] * scale
+        tolerance = TOLERANCES[a.dtype] * b.abs().max().item()
         torch.testing.assert_close(a.double(), b, rtol=0, atol=tolerance, check_stride=False)
 
 
-def test_upsample_cross_entropy_gives_the_same_bits_again():
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_the_same_bits_again(call):
     x, target = operands()
     with fk.use_backend("cuda"):
-        first = loss_and_gradient(x, target)
+        first = value_and_gradient(call, x, target)
         for _ in range(10):
-            assert all(torch.equal(a, b) for a, b in zip(first, loss_and_gradient(x, target), strict=True))
+            assert all(torch.equal(a, b) for a, b in zip(first, value_and_gradient(call, x, target), strict=True))
 
 
-def test_upsample_cross_entropy_in_a_graph():
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_in_a_graph(call):
     """No host reads: a graph captures the call."""
     x, target = operands()
     with fk.use_backend("cuda"):
-        expected = loss_and_gradient(x, target)
+        expected = value_and_gradient(call, x, target)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            captured = loss_and_gradient(x, target)
+            captured = value_and_gradient(call, x, target)
         graph.replay()
     assert all(torch.equal(a, b) for a, b in zip(expected, captured, strict=True))
 
 
-def test_a_wrong_label_makes_the_loss_nan():
+@pytest.mark.parametrize("call", LOSSES.values(), ids=LOSSES)
+def test_a_wrong_label_makes_the_loss_nan(call):
     x, target = operands()
     target[0, 0, 0] = 24
     with fk.use_backend("cuda"):
-        assert loss_and_gradient(x, target)[0].isnan()
+        assert value_and_gradient(call, x, target)[0].isnan().any()
 
 
 SIZES = [(101, 133), (104, 136)]  # packs of 16 bytes fit into the rows of the second
