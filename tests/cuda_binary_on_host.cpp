@@ -9,6 +9,7 @@
 // After the emulation.
 #include "cuda/channel_sum.cuh"
 #include "cuda/upsample_binary_cross_entropy.cuh"
+#include "cuda/upsample_sigmoid.cuh"
 #include "cuda_launches.h"
 
 namespace {
@@ -60,6 +61,30 @@ std::vector<double> binary(int64_t x, const Ints& x_strides, const Ints& samplin
     fcn::finish_loss<T>(partial.data(), static_cast<int64_t>(partial.size() / 2), divisor, &sum, &total);
   });
   return {sum, total};
+}
+
+template <typename Source>
+struct Each {
+  using Kernel = fcn::EachOutput<Source>;
+  Kernel kernel;
+
+  void expect(int64_t) {}
+};
+
+// The gradient of upsample, or of upsample_sigmoid with its output.
+template <typename T>
+void backward(int64_t grad, const Ints& grad_strides, int64_t output, const Ints& output_strides, int64_t dx,
+              const Ints& dx_strides, const Ints& sampling, int64_t batch, int64_t channels, bool channels_last,
+              int64_t strip) {
+  const fcn::Sampling s = fcn::decode_sampling(sampling);
+  const fcn::OutputGradient<T> from{view<const T>(grad, grad_strides)};
+  const View<T> to = view<T>(dx, dx_strides);
+  if (output) {
+    const fcn::SigmoidGradient<T> source{from, {view<const T>(output, output_strides)}};
+    run_adjoint(s, batch, channels, channels_last, strip, Each<fcn::SigmoidGradient<T>>{{source}}, to);
+  } else {
+    run_adjoint(s, batch, channels, channels_last, strip, Each<fcn::OutputGradient<T>>{{from}}, to);
+  }
 }
 
 // An input whose value is how often it was written.
@@ -144,6 +169,8 @@ void channel_sum(int64_t x, const Ints& strides, const Ints& size, bool wide, bo
 PYBIND11_MODULE(cuda_binary_on_host, m) {
   m.def("binary_float", &binary<float>);
   m.def("binary_double", &binary<double>);
+  m.def("backward_float", &backward<float>);
+  m.def("backward_double", &backward<double>);
   m.def("covers", &covers);
   m.def("channel_sum_float", &channel_sum<float>);
   m.def("channel_sum_double", &channel_sum<double>);

@@ -77,31 +77,18 @@ void forward(int64_t x, const Ints& x_strides, int64_t skip, const Ints& skip_st
   }
 }
 
-template <typename Source>
-void start_backward(const Source& source, const View<double>& dx, const fcn::Sampling& s, int64_t batch,
-                    int64_t channels, bool channels_last, const Grid& grid) {
-  launch(grid, [&] {
-    if (channels_last) {
-      fcn::gather_channels_last<Source>(source, dx, s, batch, channels);
-    } else {
-      fcn::gather_contiguous<Source, 1>(source, dx, s, batch, channels);
-    }
-  });
-}
-
-// Of upsample, or of upsample_sigmoid with its output.
-void backward(int64_t grad, const Ints& grad_strides, int64_t output, const Ints& output_strides, int64_t dx,
-              const Ints& dx_strides, const Ints& sampling, int64_t batch, int64_t channels, bool channels_last,
-              const Grid& grid) {
+void backward(int64_t grad, const Ints& grad_strides, int64_t dx, const Ints& dx_strides, const Ints& sampling,
+              int64_t batch, int64_t channels, bool channels_last, const Grid& grid) {
   const fcn::Sampling s = fcn::decode_sampling(sampling);
   const fcn::OutputGradient<double> from{view<const double>(grad, grad_strides)};
   const auto to = view<double>(dx, dx_strides);
-  if (output) {
-    const fcn::SigmoidGradient<double> source{from, {view<const double>(output, output_strides)}};
-    start_backward(source, to, s, batch, channels, channels_last, grid);
-  } else {
-    start_backward(from, to, s, batch, channels, channels_last, grid);
-  }
+  launch(grid, [&] {
+    if (channels_last) {
+      fcn::gather_channels_last<fcn::OutputGradient<double>>(from, to, s, batch, channels);
+    } else {
+      fcn::gather_contiguous<fcn::OutputGradient<double>, 1>(from, to, s, batch, channels);
+    }
+  });
 }
 
 // The gradient of input pixel (i, j) of the first plane, as `lanes` lanes share it.

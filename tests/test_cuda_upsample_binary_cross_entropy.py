@@ -135,10 +135,34 @@ def test_every_output_is_counted_once_and_every_input_written_once(host):
         assert host.covers(*case, *layout), (case, layout)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("seed", range(600, 616))
+def test_gradients_of_upsample_and_upsample_sigmoid(host, seed, dtype):
+    rng = random.Random(seed)
+    s = random_sampling(rng, rng.choice([1, 5, 40]), 60)
+    n, c = rng.randint(1, 2), rng.choice([1, 3, 11])
+    layout = rng.choice([torch.contiguous_format, torch.channels_last])
+    grad = framed(torch.randn(n, c, s[1], s[6]).to(dtype, memory_format=layout), torch.nan)
+    sigmoid = framed(torch.rand(n, c, s[1], s[6]).to(dtype, memory_format=layout), torch.nan)
+    run = getattr(host, f"backward_{'float' if dtype == torch.float32 else 'double'}")
+    for output in (None, sigmoid):
+        frame = Frame(torch.empty(n, c, s[0], s[5], dtype=dtype).to(memory_format=layout))
+        dx, last = frame.window, layout == torch.channels_last
+        run(
+            grad.data_ptr(), grad.stride(), 0 if output is None else output.data_ptr(), sigmoid.stride(),
+            dx.data_ptr(), dx.stride(), s, n, c, last, rng.choice([1, 2, 8]),
+        )  # fmt: skip
+        if output is None:
+            expected = reference.upsample_backward(grad.double(), s)
+        else:
+            expected = reference.upsample_sigmoid_backward(grad.double(), output.double(), s)
+        close(frame.checked(), expected, 2e-6 if dtype == torch.float32 else 1e-14)
+
+
 @pytest.mark.parametrize("seed", range(500, 520))
 def test_channel_sum(host, seed):
     rng = random.Random(seed)
-    size = rng.randint(1, 2), rng.choice([1, 3, 8, 132]), rng.randint(1, 9), rng.choice([1, 7, 64, 700])
+    size = rng.randint(1, 2), rng.choice([1, 3, 8, 36]), rng.randint(1, 6), rng.choice([1, 7, 64, 700])
     dtype = rng.choice([torch.float32, torch.float64])
     layout = rng.choice([torch.contiguous_format, torch.channels_last])
     x = torch.randn(size, dtype=dtype).to(memory_format=layout)

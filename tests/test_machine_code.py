@@ -14,10 +14,14 @@ LOAD_WIDE = (
     "output_levels<float, 8, 4>", "softmax_channels<float, 8, 4>", "softmax_channels<__half, 8, 8>",
     "class_sums<float, 1, 4>", "class_sums<__nv_bfloat16, 32, 8>", "class_winners<float, 32, 4>",
     "argmax_units<float, 8, 4>", "argmax_units<__nv_bfloat16, 8, 8>",
+    "channel_sum_parts<float, 4, false>", "channel_sum_parts<__half, 8, true>",
+    "forward_contiguous<float, 4, Skip<float> >", "forward_channels_last<__half, 8, Sigmoid>",
 )  # fmt: skip
 STORE_WIDE = (
     "softmax_columns<float, 4>", "softmax_columns<__half, 8>", "softmax_columns<double, 2>",
     "softmax_channels<float, 8, 4>", "softmax_channels<__nv_bfloat16, 8, 8>",
+    "forward_contiguous<float, 4, Skip<float> >", "forward_contiguous<__half, 8, Identity>",
+    "forward_contiguous<double, 2, Sigmoid>", "forward_channels_last<__nv_bfloat16, 8, Skip<__nv_bfloat16> >",
 )  # fmt: skip
 
 

@@ -43,6 +43,7 @@ inline AdjointPlan adjoint_plan(const Sampling& s, int64_t batch, int64_t channe
 template <typename F>
 void with_adjoint_lanes(const Sampling& s, int64_t channels, bool channels_last, const F& f) {
   if (channels_last && channels >= 4) return f(std::integral_constant<int, 8>(), std::true_type());
+  if (s.cols.in == 1) return f(std::integral_constant<int, 16>(), std::false_type());
   if (s.cols.num * 4 <= s.cols.den) return f(std::integral_constant<int, 4>(), std::false_type());
   f(std::integral_constant<int, 1>(), std::false_type());
 }
@@ -160,6 +161,27 @@ __global__ void __launch_bounds__(kThreads)
   }
   function.finish(sums);
 }
+
+// A function of outputs that knows nothing of x: what a Source says of them (gather.cuh).
+template <typename Source>
+struct EachOutput {
+  using A = ArithmeticOf<typename Source::Type>;
+  using Cell = typename Source::Plane;
+  struct Row {
+    Cell plane;
+    int64_t oy;
+  };
+  struct Sums {};
+
+  Source source;
+
+  __device__ Cell cell(int64_t n, int64_t c, const Pair&, const Pair&) const { return source.plane(n, c); }
+  __device__ Row row(const Cell& cell, int64_t, int64_t, int64_t oy, A, bool) const { return Row{cell, oy}; }
+  __device__ A at(const Row& row, int64_t ox, A, bool near, bool, Sums&) const {
+    return near ? row.plane.at(row.oy, ox) : A(0);
+  }
+  __device__ void finish(Sums&) const {}
+};
 
 }  // namespace
 }  // namespace fcn

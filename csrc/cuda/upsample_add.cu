@@ -1,5 +1,5 @@
 // upsample, upsample_add and upsample_backward on CUDA: checks, allocation, launches.
-#include "gathers.cuh"
+#include "adjoints.cuh"
 #include "streams.cuh"
 
 namespace fcn {
@@ -60,7 +60,7 @@ Tensor upsample_backward(const Tensor& grad, const std::vector<int64_t>& samplin
   const Launch launch(op, grad);
   visit_dtype(op, grad.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    launch_gather(launch, OutputGradient<T>{view_of<const T>(grad)}, dx, s);
+    launch_adjoint(launch, OutputGradient<T>{view_of<const T>(grad)}, dx, s);
   });
   launch.finish();
   return dx;

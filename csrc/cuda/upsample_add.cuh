@@ -182,7 +182,7 @@ __global__ void __launch_bounds__(kLanes* kRows, (kBlocksOf<T, kWide>))
   }
 }
 
-// The gradient of an output, as gather.cuh reads it.
+// The gradient of an output, as adjoint.cuh and gather.cuh read it.
 template <typename T>
 struct OutputGradient {
   using Type = T;

@@ -1,5 +1,5 @@
 // upsample_sigmoid and its backward on CUDA: checks, allocation, launches.
-#include "gathers.cuh"
+#include "adjoints.cuh"
 #include "streams.cuh"
 #include "upsample_sigmoid.cuh"
 
@@ -31,7 +31,7 @@ Tensor upsample_sigmoid_backward(const Tensor& grad, const Tensor& output, const
   const Launch launch(op, grad);
   visit_dtype(op, grad.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    launch_gather(launch, SigmoidGradient<T>{{view_of<const T>(grad)}, {view_of<const T>(output)}}, dx, s);
+    launch_adjoint(launch, SigmoidGradient<T>{{view_of<const T>(grad)}, {view_of<const T>(output)}}, dx, s);
   });
   launch.finish();
   return dx;

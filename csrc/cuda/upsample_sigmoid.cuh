@@ -1,4 +1,4 @@
-// upsample_sigmoid on CUDA: what it makes of an output, for the kernels of upsample_add.cuh and gather.cuh. One
+// upsample_sigmoid on CUDA: what it makes of an output, for the kernels of upsample_add.cuh and adjoint.cuh. One
 // exponential and one division per element beside one write of 2 to 8 bytes: an H200 writes 1.1e12 float32 per second
 // and evaluates 1.8e12 such pairs, so that memory bounds it.
 #pragma once
