@@ -51,16 +51,16 @@ void with_adjoint_lanes(const Sampling& s, int64_t channels, bool channels_last,
 // The outputs between inputs i and i + 1 and those beyond the outermost inputs. Of the latter a clamped image reads
 // that input, and they are `flat`: as if they stood on it. Otherwise they read nothing and are not near.
 struct Interval {
-  int64_t begin, end;            // all outputs
-  int64_t near_begin, near_end;  // those that read an input
-  bool before, flat;             // flat: f = 0; before: what they give to the first input goes to the second
+  uint32_t begin, end;            // all outputs
+  uint32_t near_begin, near_end;  // those that read an input
+  bool before, flat;              // flat: f = 0; before: what they give to the first input goes to the second
 
   FCN_HOST_DEVICE Interval(const Axis& axis, bool clamp, int64_t i)
       : before(clamp && i < 0), flat(before || (clamp && i == axis.in - 1)) {
-    near_begin = axis.first_output(i);
-    near_end = axis.first_output(i + 1);
+    near_begin = static_cast<uint32_t>(axis.first_output(i));
+    near_end = static_cast<uint32_t>(axis.first_output(i + 1));
     begin = i < 0 ? 0 : near_begin;
-    end = i == axis.in - 1 ? axis.out : near_end;
+    end = i == axis.in - 1 ? static_cast<uint32_t>(axis.out) : near_end;
     if (clamp) {
       near_begin = begin;
       near_end = end;
@@ -81,12 +81,12 @@ struct Interval {
 //   void finish(sums)                        by all threads, at the end
 // dx null: only that.
 template <typename Function, typename Out, int kInner, bool kChannels>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     adjoint(Sampling s, AdjointPlan plan, int64_t channels, Function function, View<Out> dx) {
   using A = typename Function::A;
   constexpr int kSlots = kWarp / kInner;
   __shared__ A given[kThreads];
-  const int lane = threadIdx.x, warp = threadIdx.y, slot = lane / kInner, inner = lane % kInner;
+  const unsigned lane = threadIdx.x, warp = threadIdx.y, slot = lane / kInner, inner = lane % kInner;
   const int64_t across = blockIdx.x % plan.across, down = blockIdx.x / plan.across % plan.down;
   const int64_t plane = blockIdx.x / plan.across / plan.down, n = plane / plan.planes;
   const int64_t c = plane % plan.planes * (kChannels ? kInner : 1) + (kChannels ? inner : 0);
@@ -108,12 +108,12 @@ __global__ void __launch_bounds__(kThreads)
     A up_left = 0, up_right = 0, down_left = 0, down_right = 0;
     if (working) {
       const auto cell = function.cell(n, c, row_pair, column_pair);
-      for (int64_t oy = rows.begin; oy < rows.end; ++oy) {
+      for (uint32_t oy = rows.begin; oy < rows.end; ++oy) {
         const bool near_row = oy >= rows.near_begin && oy < rows.near_end;
         const A fy = near_row ? rows.fraction<A>(s.rows, i, oy) : A(0);
         const auto row = function.row(cell, n, c, oy, fy, near_row);
         A left = 0, right = 0;
-        for (int64_t ox = columns.begin + (kChannels ? 0 : inner); ox < columns.end; ox += kChannels ? 1 : kInner) {
+        for (uint32_t ox = columns.begin + (kChannels ? 0 : inner); ox < columns.end; ox += kChannels ? 1 : kInner) {
           const bool near = near_row && ox >= columns.near_begin && ox < columns.near_end;
           const A f = near ? f0 + A(static_cast<int32_t>(ox - columns.near_begin)) * step : A(0);
           const A g = function.at(row, ox, f, near, counted, sums);
