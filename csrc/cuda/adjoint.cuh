@@ -83,7 +83,7 @@ struct Interval {
 //   void finish(sums)                        by all threads, at the end
 // dx null: only that.
 template <typename Function, typename Out, int kInner, bool kChannels>
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(kThreads, sizeof(typename Function::A) == sizeof(double) ? 1 : 2)
     adjoint(Sampling s, AdjointPlan plan, int64_t channels, Function function, View<Out> dx) {
   using A = typename Function::A;
   constexpr int kSlots = kWarp / kInner;
