@@ -5,13 +5,19 @@
 
 #include <ucontext.h>
 
+#include <array>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <functional>
 #include <stdexcept>
 #include <vector>
 
+#include "cuda_half.h"
+
+#define FCN_EMULATED  // csrc/cuda/instructions.cuh has its functions from here
 #define __global__
+#define __host__
 #define __device__
 #define __shared__ static
 #define __launch_bounds__(...)
@@ -84,21 +90,35 @@ class EmulatedBlock {
     meet();
   }
 
+  // Every lane of a warp gives a value; f(given, lane) sees given(i), that of lane i, and its own number.
+  template <typename T, typename F>
+  static void exchange(const T& value, const F& f) {
+    EmulatedBlock& block = *current_;
+    const size_t own = block.running_, lane = own % kEmulatedWarp;
+    static_assert(sizeof(T) <= sizeof(Given), "more than lanes can give");
+    std::memcpy(&block.exchange_[own], &value, sizeof(T));
+    meet();
+    f(
+        [&](size_t i) {
+          T given;
+          std::memcpy(&given, &block.exchange_[own - lane + i], sizeof(T));
+          return given;
+        },
+        lane);
+    meet();
+  }
+
   // What lane `from(own lane)` of this warp gives.
   template <typename T, typename From>
   static T shuffle(T value, const From& from) {
-    EmulatedBlock& block = *current_;
-    const size_t own = block.running_, lane = own % kEmulatedWarp;
-    static_assert(sizeof(T) <= sizeof(uint64_t), "a shuffle moves numbers");
-    std::memcpy(&block.exchange_[own], &value, sizeof(T));
-    meet();
     T result;
-    std::memcpy(&result, &block.exchange_[own - lane + from(lane)], sizeof(T));
-    meet();
+    exchange(value, [&](const auto& given, size_t lane) { result = given(from(lane)); });
     return result;
   }
 
  private:
+  using Given = std::array<uint32_t, 6>;
+
   struct Thread {
     ucontext_t context;
     bool done = false, waiting = false;
@@ -115,7 +135,7 @@ class EmulatedBlock {
   const std::function<void()> kernel_;
   std::vector<Thread> threads_;
   std::vector<char> stacks_;
-  std::vector<uint64_t> exchange_;
+  std::vector<Given> exchange_;
   ucontext_t scheduler_;
   size_t running_ = 0;
   bool diverged_ = false;
@@ -164,6 +184,81 @@ T atomicMin(T* to, T value) {
 }
 
 bool emulation_backwards = false;
+
+}  // namespace
+
+namespace fcn {
+namespace {
+
+template <int kBytes>
+void copy_async(void* to, const void* from, int count) {
+  std::memset(to, 0, kBytes);
+  std::memcpy(to, from, count);
+}
+inline void close_copies() {}
+template <int kPending>
+void wait_for_copies() {}
+
+template <bool kTransposed>
+void load_matrices(uint32_t (&to)[4], const void* row) {
+  EmulatedBlock::exchange(row, [&](const auto& given, size_t lane) {
+    for (size_t i = 0; i < 4; ++i) {
+      for (size_t k = 0; k < 2; ++k) {
+        const size_t r = kTransposed ? 2 * (lane % 4) + k : lane / 4, c = kTransposed ? lane / 4 : 2 * (lane % 4) + k;
+        std::memcpy(reinterpret_cast<char*>(&to[i]) + 2 * k, static_cast<const char*>(given(8 * i + r)) + 2 * c, 2);
+      }
+    }
+  });
+}
+
+// What a lane brings to a product of its warp: a, then b.
+using Fragments = std::array<uint32_t, 6>;
+
+// Adds to each of a lane's results its products in order; a register holds kPerRegister numbers, read(bits, i).
+template <int kPerRegister, typename Read>
+void multiply_fragments(float& c0, float& c1, float& c2, float& c3, const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
+                        const Read& read) {
+  const Fragments mine{a[0], a[1], a[2], a[3], b0, b1};
+  EmulatedBlock::exchange(mine, [&](const auto& given, size_t lane) {
+    float* const results[4] = {&c0, &c1, &c2, &c3};
+    for (size_t k = 0; k < 8 * kPerRegister; ++k) {
+      const size_t half = k / (4 * kPerRegister), t = k % (4 * kPerRegister) / kPerRegister, at = k % kPerRegister;
+      for (size_t i = 0; i < 4; ++i) {
+        const size_t column = 2 * (lane % 4) + i % 2;
+        *results[i] += read(given(lane / 4 * 4 + t)[2 * half + i / 2], at) * read(given(column * 4 + t)[4 + half], at);
+      }
+    }
+  });
+}
+
+template <typename T>
+void multiply_16x8x16(float& c0, float& c1, float& c2, float& c3, const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  multiply_fragments<2>(c0, c1, c2, c3, a, b0, b1, [](uint32_t bits, size_t at) {
+    T value;
+    std::memcpy(&value, reinterpret_cast<const char*>(&bits) + 2 * at, 2);
+    return static_cast<float>(value);
+  });
+}
+
+inline uint32_t tf32_of(float v) {
+  uint32_t bits;
+  std::memcpy(&bits, &v, 4);
+  return std::isfinite(v) ? (bits + 0x1000u) & ~0x1fffu : bits;
+}
+
+inline void multiply_16x8x8(float& c0, float& c1, float& c2, float& c3, const uint32_t (&a)[4], uint32_t b0,
+                            uint32_t b1) {
+  multiply_fragments<1>(c0, c1, c2, c3, a, b0, b1, [](uint32_t bits, size_t) {
+    float value;
+    std::memcpy(&value, &bits, 4);
+    return value;
+  });
+}
+
+}  // namespace
+}  // namespace fcn
+
+namespace {
 
 // kernel<<<dim3(across, down), dim3(32, warps)>>>
 inline void emulate(unsigned across, unsigned warps, const std::function<void()>& kernel, unsigned down = 1) {

@@ -73,8 +73,32 @@ class Frame:
         return self.window.clone(memory_format=torch.preserve_format)
 
 
-def close(actual, expected, tolerance):
+def close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
+    """Within a part of the largest number, the same NaN and infinities."""
     scale = 1 + torch.nan_to_num(expected, 0, 0, 0).abs().max().item()
     torch.testing.assert_close(
-        actual.double(), expected, rtol=0, atol=tolerance * scale, check_stride=False, equal_nan=True
+        actual.double(), expected.double(), rtol=0, atol=tolerance * scale, check_stride=False, equal_nan=True
     )
+
+
+class Rows:
+    """[N, C, P] values as lines of pixels or of channels, within a larger memory of `fill` that finds out who reads or
+    writes outside. `slack` elements move every line away from 16-byte boundaries."""
+
+    def __init__(self, values: torch.Tensor, channel_lines: bool, slack: int, fill: float = torch.nan) -> None:
+        self.fill, self.channel_lines = fill, channel_lines
+        inner = values.mT if channel_lines else values
+        n, lines, length = inner.shape
+        chunk = 16 // values.element_size()
+        pitch = (length + chunk - 1) // chunk * chunk + chunk + slack
+        self.whole = torch.full((n, lines + 2, pitch), fill, dtype=values.dtype)
+        window = self.whole[:, 1:-1, slack : slack + length]
+        window.copy_(inner)
+        self.inside = torch.zeros(self.whole.shape, dtype=torch.bool)
+        self.inside[:, 1:-1, slack : slack + length] = True
+        self.view = window.mT if channel_lines else window  # [N, C, P]
+
+    def checked(self) -> torch.Tensor:
+        """The values, once nothing around them was written."""
+        assert (self.whole[~self.inside] == self.fill).all()
+        return self.view.clone()

@@ -180,3 +180,114 @@ def test_upsample_confusion_matrix():
         assert captured.eq(-1).all()
         with pytest.raises(RuntimeError, match=r"target\[1, 2, 3\] = 24 is neither a class \(0 to 23\)"):
             fk.upsample_confusion_matrix(x, target, ignore_index=255)
+
+
+# [K, C, H, W]: many pixels; a long sum over few pixels, split among blocks; classes for a wide tile, and for several.
+SCORES = [(40, 21, 33, 65), (1030, 21, 5, 7), (64, 150, 21, 23), (24, 300, 64, 40)]
+SCORE_TOLERANCES = {torch.float16: 2e-3, torch.bfloat16: 1.6e-2, torch.float32: 1e-5, torch.float64: 1e-11}
+
+
+def score_operands(shape, dtype, layout):
+    generator = torch.Generator("cuda").manual_seed(0)
+    k, c, h, w = shape
+    x, weight, bias = (
+        torch.randn(size, device="cuda", generator=generator, dtype=torch.float64)
+        for size in ((2, k, h, w), (c, k), (c,))
+    )
+    weight /= k**0.5
+    x = x.to(dtype, memory_format=layout)
+    return [t.requires_grad_() for t in (x, weight.to(dtype), bias.to(dtype))]
+
+
+@pytest.mark.parametrize("log", [False, True], ids=["softmax", "log_softmax"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SCORES)
+def test_score_softmax(shape, dtype, layout, log):
+    tensors = score_operands(shape, dtype, layout)
+    f = fk.score_log_softmax if log else fk.score_softmax
+    with fk.use_backend("cuda"):
+        actual = f(*(t.detach() for t in tensors))
+        again = f(*(t.detach() for t in tensors))
+    with fk.use_backend("reference"):
+        expected = f(*(t.detach().double() for t in tensors))
+    assert torch.equal(actual, again)
+    tolerance = SCORE_TOLERANCES[dtype] * expected.abs().max().item()
+    torch.testing.assert_close(actual.double(), expected, rtol=0, atol=tolerance, check_stride=False)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SCORES)
+def test_score_argmax(shape, dtype, layout):
+    tensors = [t.detach() for t in score_operands(shape, dtype, layout)]
+    with fk.use_backend("cuda"):
+        labels = fk.score_argmax(*tensors)
+    x, weight, bias = (t.double() for t in tensors)
+    z = torch.nn.functional.conv2d(x, weight[:, :, None, None], bias)
+    margin = z.amax(1) - z.gather(1, labels[:, None]).squeeze(1)
+    assert margin.max().item() <= SCORE_TOLERANCES[torch.float64 if dtype == torch.float64 else torch.float32]
+
+
+def all_gradients(f, tensors, weights):
+    value = f(*tensors)
+    return value.detach(), *torch.autograd.grad((value * weights).sum() if value.dim() else value, tensors)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SCORES)
+def test_score_softmax_gradients(shape, dtype, layout):
+    tensors = score_operands(shape, dtype, layout)
+    weights = torch.randn(2, shape[1], *shape[2:], device="cuda", dtype=torch.float64)
+    with fk.use_backend("cuda"):
+        actual = all_gradients(fk.score_log_softmax, tensors, weights.to(dtype))
+        again = all_gradients(fk.score_log_softmax, tensors, weights.to(dtype))
+    with fk.use_backend("reference"):
+        expected = all_gradients(fk.score_log_softmax, [t.detach().double().requires_grad_() for t in tensors], weights)
+    for a, b, e in zip(actual, again, expected, strict=True):
+        assert torch.equal(a, b)
+        # Derived from the rounded output and gradient.
+        tolerance = 2 * SCORE_TOLERANCES[dtype] * e.abs().max().item()
+        torch.testing.assert_close(a.double(), e, rtol=0, atol=tolerance, check_stride=False)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SCORES)
+def test_score_cross_entropy(shape, dtype, layout, reduction):
+    tensors = score_operands(shape, dtype, layout)
+    generator = torch.Generator("cuda").manual_seed(1)
+    target = torch.randint(0, shape[1], (2, *shape[2:]), device="cuda", generator=generator)
+    target[torch.rand(target.shape, device="cuda", generator=generator) < 0.1] = -100
+    class_weight = torch.rand(shape[1], device="cuda", generator=generator) + 0.5
+
+    def loss(x, weight, bias):
+        options = {"class_weight": class_weight, "reduction": reduction, "label_smoothing": 0.1}
+        return fk.score_cross_entropy(x, weight, bias, target, **options)
+
+    with fk.use_backend("cuda"):
+        actual, again = (all_gradients(loss, tensors, 1) for _ in range(2))
+    with fk.use_backend("reference"):
+        expected = all_gradients(loss, [t.detach().double().requires_grad_() for t in tensors], 1)
+    for a, b, e in zip(actual, again, expected, strict=True):
+        assert torch.equal(a, b)
+        tolerance = SCORE_TOLERANCES[a.dtype] * e.abs().max().item()
+        torch.testing.assert_close(a.double(), e, rtol=0, atol=tolerance, check_stride=False)
+
+
+def test_scores_in_a_graph():
+    """No host reads: a graph captures the calls, whose labels may be wrong."""
+    x, weight, bias = score_operands((1030, 21, 5, 7), torch.float16, torch.contiguous_format)
+    target = torch.full((2, 5, 7), 21, device="cuda")
+    with fk.use_backend("cuda"):
+        expected = fk.score_softmax(x.detach(), weight.detach(), bias.detach())
+        fk.score_cross_entropy(x.detach(), weight.detach(), bias.detach(), target)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = fk.score_softmax(x.detach(), weight.detach(), bias.detach())
+            loss = fk.score_cross_entropy(x.detach(), weight.detach(), bias.detach(), target)
+        graph.replay()
+    assert torch.equal(captured, expected)
+    assert loss.isnan()

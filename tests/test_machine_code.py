@@ -1,4 +1,5 @@
-"""What nvcc made of the CUDA kernels: nothing spilled, wide accesses where the layout allows them."""
+"""What nvcc made of the CUDA kernels: nothing spilled, wide accesses where the layout allows them, tensor cores for half
+types."""
 
 import json
 from pathlib import Path
@@ -23,6 +24,7 @@ STORE_WIDE = (
     "forward_contiguous<float, 4, Skip<float> >", "forward_contiguous<__half, 8, Identity>",
     "forward_contiguous<double, 2, Sigmoid>", "forward_channels_last<__nv_bfloat16, 8, Skip<__nv_bfloat16> >",
 )  # fmt: skip
+PRODUCTS = ("score_pixels<", "product_tiles<")
 
 
 def problems(rows):
@@ -30,8 +32,12 @@ def problems(rows):
     found = [f"{r['kernel']} on {r['architecture']}: {r['stack']} bytes of stack" for r in rows if r["stack"]]
     for row in rows:
         for does, kernels in (("load", LOAD_WIDE), ("store", STORE_WIDE)):
-            if row["kernel"].endswith(kernels) and 128 not in row[f"{does}_bits"]:
+            wanted = row["kernel"].endswith(kernels) or (does == "load" and row["kernel"].startswith(PRODUCTS))
+            if wanted and 128 not in row[f"{does}_bits"]:
                 found.append(f"{row['kernel']} on {row['architecture']} {does}s {row[f'{does}_bits']} bits")
+        halves = "half" in row["kernel"] or "bfloat16" in row["kernel"]
+        if row["kernel"].startswith(PRODUCTS) and halves and not row["matrix"]:
+            found.append(f"{row['kernel']} on {row['architecture']} multiplies without tensor cores")
     return found
 
 
@@ -65,13 +71,17 @@ def test_the_dump_is_understood(monkeypatch):
     code = "".join(
         f"\nFatbin elf code:\narch = {arch}\n\tcode for {arch}\n\t\tFunction : {name}\n"
         f"        /*0010*/                   {load} R4, desc[UR4][R2.64] ;  /* 0x0 */\n"
-        f"        /*0020*/                   STG.E.64 desc[UR4][R2.64], R4 ;  /* 0x0 */\n"
-        for arch, load in (("sm_80", "LDG.E"), ("sm_90a", "@P0 LDG.E.128"))
+        f"        /*0020*/                   STG.E.64 desc[UR4][R2.64], R4 ;  /* 0x0 */\n" + more
+        for arch, load, more in (
+            ("sm_80", "LDG.E", ""),
+            ("sm_90a", "@P0 LDGSTS.E.BYPASS.128", "        /*0030*/  HMMA.16816.F32 R4, R8, R2, R4 ;  /* 0x0 */\n" * 2),
+        )
     )
     monkeypatch.setattr(machine_code, "_dump", lambda option, _: code if option == "--dump-sass" else usage)
-    monkeypatch.setattr(machine_code, "_demangled", lambda _tool, _name: "void fcn::scan<float>(float*)")
+    monkeypatch.setattr(machine_code, "_demangled", lambda _tool, _name: "void fcn::scan<(fcn::Kind)2, float>(float*)")
     rows = machine_code.kernels(Path("any"))
-    columns = ("architecture", "registers", "stack", "shared", "load_bits", "store_bits")
+    assert {r["kernel"] for r in rows} == {"scan<2, float>"}
+    columns = ("architecture", "registers", "stack", "shared", "load_bits", "store_bits", "matrix")
     assert [tuple(row[c] for c in columns) for row in rows] == [
-        ("sm_80", 40, 12, 16, [32], [64]), ("sm_90a", 38, 12, 16, [128], [64])
+        ("sm_80", 40, 12, 16, [32], [64], 0), ("sm_90a", 38, 12, 16, [128], [64], 2)
     ]  # fmt: skip

@@ -86,6 +86,12 @@ inline LabelKind kind_of(const char* op, ScalarType dtype, const char* name = "t
   }
 }
 
+// The last of `classes` fits the labels.
+inline void check_holds(const char* op, LabelKind kind, int64_t classes) {
+  check(kind != LabelKind::kUInt8 || classes <= 256, op, "uint8 labels cannot hold class ", classes - 1);
+  check(kind != LabelKind::kInt16 || classes <= 32768, op, "int16 labels cannot hold class ", classes - 1);
+}
+
 // The codes of reference.py.
 enum Reduction : int64_t { kNone = 0, kMean = 1, kSum = 2, kMeanAll = 3 };
 

@@ -25,6 +25,21 @@ __device__ A largest_of_warp(A v) {
   return v;
 }
 
+// Of four neighbours, in every one of them.
+template <typename A>
+__device__ A sum_of_quad(A v) {
+#pragma unroll
+  for (int offset = 2; offset > 0; offset /= 2) v += __shfl_xor_sync(0xffffffffu, v, offset);
+  return v;
+}
+
+template <typename A>
+__device__ A largest_of_quad(A v) {
+#pragma unroll
+  for (int offset = 2; offset > 0; offset /= 2) v = larger(v, __shfl_xor_sync(0xffffffffu, v, offset));
+  return v;
+}
+
 // Adds up two numbers of every thread of a block, in a fixed order; thread 0 has the sums.
 __device__ inline void sum_of_block(double& a, double& b) {
   __shared__ double shared[2 * kWarps];

@@ -14,6 +14,7 @@
 
 #include "labels.cuh"
 #include "logsumexp.cuh"
+#include "loss.cuh"
 
 namespace fcn {
 namespace {
@@ -25,21 +26,6 @@ constexpr int kGradientWarps = 2;   // of a block of the gradient, which needs m
 template <typename T>
 constexpr int kClassesOf = sizeof(T) == sizeof(double) ? 2 : 4;
 
-// What turns a log-sum-exp into a loss: w [C] or null, their sum (null: C), and e.
-template <typename A>
-struct LossOptions {
-  const A* weight;
-  const A* weight_sum;
-  A smoothing;
-
-  __device__ A weight_of(int64_t label) const { return weight ? weight[label] : A(1); }
-  // (1 - e) w_y + e / C sum_c w_c
-  __device__ A coefficient(int64_t label, int64_t classes) const {
-    const A own = (A(1) - smoothing) * weight_of(label);
-    return smoothing > A(0) ? own + smoothing / A(classes) * (weight_sum ? *weight_sum : A(classes)) : own;
-  }
-};
-
 // [N, H, W] images, contiguous but for the incoming gradient; null: not wanted.
 template <typename A>
 struct PixelImages {
@@ -48,15 +34,6 @@ struct PixelImages {
   A* absolute;  // L of the logits themselves
   A* coefficient;
 };
-
-// sum_c weight[c], by one warp.
-template <typename A>
-__global__ void __launch_bounds__(kWarp) sum_of_weights(const A* weight, int64_t classes, A* sum) {
-  A mine = 0;
-  for (int64_t c = threadIdx.x; c < classes; c += kWarp) mine += weight[c];
-  mine = sum_of_warp(mine);
-  if (threadIdx.x == 0) *sum = mine;
-}
 
 // A thread owns a unit: up to kUnitRows rows of a segment of up to kSteps outputs.
 template <typename T, int kSteps, int kWide>
@@ -118,17 +95,6 @@ __global__ void __launch_bounds__(kThreads, 1)
     partial[2 * int64_t{blockIdx.x} + 1] = weight_sum;
   }
 }
-
-// The incoming gradient [N, H, W] of pixel losses; data null: 1 everywhere.
-template <typename A>
-struct PixelGradient {
-  const A* data;
-  int64_t stride_n, stride_h, stride_w;
-
-  __device__ A at(int64_t n, int64_t y, int64_t x) const {
-    return data ? data[n * stride_n + y * stride_h + x * stride_w] : A(1);
-  }
-};
 
 // Before a gradient without reduction: L relative to the upsampled shift, and (a + b) times the incoming gradient.
 template <typename A>

@@ -1,4 +1,5 @@
-"""What the compiler made of every CUDA kernel, read from the built extension, without a GPU: registers, memory, widths.
+"""What the compiler made of every CUDA kernel, read from the built extension, without a GPU: registers, memory, widths
+of loads, instructions of the tensor cores.
 
     python -m fcn_kernels.benchmarking.machine_code [--json FILE] [FILE.so or FILE.o]
 
@@ -14,6 +15,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,8 @@ from .. import _library
 
 _RESOURCES = re.compile(r"Function (\S+):\s*\n\s*REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
 _ARCHITECTURE = re.compile(r"^arch = (sm_\w+)", re.MULTILINE)
-_ACCESS = re.compile(r"\b(LDG|STG)\.(\S+)")
+_ACCESS = re.compile(r"\b(LDG|STG)(?:STS)?\.(\S+)")  # LDGSTS: straight into shared memory
+_MATRIX = re.compile(r"\b[HD]MMA\.")
 
 
 def find_cuobjdump() -> str | None:
@@ -43,26 +46,30 @@ def kernels(binary: Path) -> list[dict[str, Any]]:
         for name, registers, stack, shared, local in _RESOURCES.findall(section) if architecture else ():
             row = {"kernel": _readable(name), "architecture": architecture[1], "registers": int(registers)}
             found.append(row | {"stack": int(stack) + int(local), "shared": int(shared)})
-    widths = _access_bits(binary)
+    code = _instructions(binary)
     for row in found:
+        seen = code.get((row["architecture"], row["kernel"]), Counter())
         for name, access in (("load_bits", "LDG"), ("store_bits", "STG")):
-            row[name] = sorted(widths.get((row["architecture"], row["kernel"], access), ()))
+            row[name] = sorted(bits for kind, bits in seen if kind == access)
+        row["matrix"] = seen["MMA", 0]
     return sorted(found, key=lambda row: (row["kernel"], row["architecture"]))
 
 
-def _access_bits(binary: Path) -> dict[tuple[str, str, str], set[int]]:
-    """The widths of the accesses to global memory, by architecture, kernel and instruction."""
-    widths: dict[tuple[str, str, str], set[int]] = {}
-    architecture = kernel = ""
+def _instructions(binary: Path) -> dict[tuple[str, str], Counter]:
+    """By architecture and kernel: accesses to global memory by kind and width, and products on tensor cores."""
+    found: dict[tuple[str, str], Counter] = {}
+    architecture, seen = "", Counter()
     for line in _dump("--dump-sass", binary).splitlines():
         if line.startswith("arch = "):
             architecture = line.removeprefix("arch = ")
         elif "Function :" in line:
-            kernel = _readable(line.rpartition(" ")[2])
+            seen = found.setdefault((architecture, _readable(line.rpartition(" ")[2])), Counter())
         elif access := _ACCESS.search(line):
             width = next((int(w) for w in ("128", "64", "16", "8") if re.search(rf"\b[US]?{w}\b", access[2])), 32)
-            widths.setdefault((architecture, kernel, access[1]), set()).add(width)
-    return widths
+            seen[access[1], width] += 1
+        elif _MATRIX.search(line):
+            seen["MMA", 0] += 1
+    return found
 
 
 def _dump(option: str, binary: Path) -> str:
@@ -78,7 +85,8 @@ def _readable(mangled: str) -> str:
     name = mangled
     if tool is not None:
         name = _demangled(tool, mangled)
-    return re.sub(r"^void |fcn::|\(anonymous namespace\)::|_GLOBAL__N__\w+::|\(.*", "", name)
+    name = re.sub(r"^void |fcn::|\(anonymous namespace\)::|_GLOBAL__N__\w+::", "", name)
+    return re.sub(r"\(\w+\)(?=\d)|\(.*", "", name)  # (Lines)2 is an argument of a template
 
 
 _names: dict[str, str] = {}
@@ -105,6 +113,7 @@ def main() -> None:
     for row in table:
         print(f"{row['architecture']:8} {row['registers']:4} registers {row['stack']:4} B of stack "
               f"{row['shared']:6} B shared  loads {row['load_bits']} stores {row['store_bits']}  "
+              f"{row['matrix']:3} products  {row['kernel']}")  # fmt: skip
               f"{row['kernel']}")  # fmt: skip
     if arguments.json:
         lines = ",\n".join(json.dumps(row) for row in table)
