@@ -105,6 +105,14 @@ inline void check_label_image(const char* op, const Tensor& target, const Tensor
        *ignore_index, ")");
 }
 
+// The window of height x width at `offset`.
+inline void check_window(const char* op, const char* name, const Tensor& t, const std::vector<int64_t>& offset,
+                         int64_t height, int64_t width) {
+  check(offset.size() == 2 && offset[0] >= 0 && offset[1] >= 0 && offset[0] <= t.size(2) - height &&
+            offset[1] <= t.size(3) - width,
+        op, "the window of ", height, " x ", width, " leaves the ", name, " of ", t.size(2), " x ", t.size(3));
+}
+
 inline bool is_channels_last(const Tensor& t) {
   if (t.is_contiguous()) return false;
   int64_t expected = 1;

@@ -291,3 +291,79 @@ def test_scores_in_a_graph():
         graph.replay()
     assert torch.equal(captured, expected)
     assert loss.isnan()
+
+
+CONVOLUTIONS = {  # channels of x and of the result, groups
+    "dense": (21, 24, 1),
+    "packs": (32, 40, 1),
+    "grouped": (12, 18, 3),
+    "depthwise": (24, 24, 24),
+    "odd depthwise": (21, 21, 21),
+}
+
+
+def convolution(name, dtype, layout, *, bias=False):
+    """Operands of a transposed convolution of kernel 4 x 5 and stride 2 x 3, cropped; skip is wider than the crop."""
+    inputs, outputs, groups = CONVOLUTIONS[name]
+    generator = torch.Generator("cuda").manual_seed(0)
+    shapes = [(2, inputs, 13, 18), (inputs, outputs // groups, 4, 5), (2, outputs, 30, 60), *([(outputs,)] * bias)]
+    tensors = [torch.randn(shape, device="cuda", generator=generator, dtype=torch.float64) for shape in shapes]
+    tensors = [t.to(dtype) for t in tensors]
+    tensors[0], tensors[2] = (tensors[i].to(memory_format=layout) for i in (0, 2))
+    options = {
+        "stride": (2, 3), "groups": groups, "offset": (1, 2), "output_size": (26, 52), "skip_offset": (2, 3)
+    }  # fmt: skip
+    return [t.requires_grad_() for t in tensors], options
+
+
+def results_and_gradients(operator, tensors, options):
+    y = operator(*tensors, **options)
+    grad = torch.linspace(-1, 1, y.numel(), device=y.device, dtype=torch.float64).view_as(y).to(y.dtype)
+    return y.detach(), *torch.autograd.grad(y, tensors, grad)
+
+
+@pytest.mark.parametrize("operator", [fk.conv_transpose_add, fk.conv_transpose_concat])
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_transposed_convolutions(dtype, layout, name, operator):
+    tensors, options = convolution(name, dtype, layout, bias=operator is fk.conv_transpose_concat)
+    with fk.use_backend("cuda"):
+        actual = results_and_gradients(operator, tensors, options)
+    exact = [t.detach().cpu().double().requires_grad_() for t in tensors]
+    with fk.use_backend("reference"):
+        expected = results_and_gradients(operator, exact, options)
+    tolerances = {torch.float16: 2e-3, torch.bfloat16: 2e-2, torch.float32: 4e-6, torch.float64: 1e-13}
+    for a, b in zip(actual, expected, strict=True):
+        tolerance = tolerances[a.dtype] * b.abs().max().item()
+        torch.testing.assert_close(a.cpu().double(), b, rtol=0, atol=tolerance, check_stride=False)
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_transposed_convolutions_give_the_same_bits_again_and_in_a_graph(name):
+    tensors, options = convolution(name, torch.float32, torch.contiguous_format, bias=True)
+    with fk.use_backend("cuda"):
+        first = results_and_gradients(fk.conv_transpose_concat, tensors, options)
+        for _ in range(5):
+            again = results_and_gradients(fk.conv_transpose_concat, tensors, options)
+            assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = results_and_gradients(fk.conv_transpose_concat, tensors, options)
+        graph.replay()
+    assert all(torch.equal(a, b) for a, b in zip(first, captured, strict=True))
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_transposed_convolution_beyond_two_billion_elements(groups):
+    """The last pixels are right where offsets do not fit 32 bits."""
+    if torch.cuda.mem_get_info()[0] < 12 << 30:
+        pytest.skip("it needs 12 GB of memory")
+    x = torch.randn(1, 2, 16385, 16385, device="cuda", dtype=torch.float16)
+    weight = torch.randn(2, 2 // groups, 2, 2, device="cuda", dtype=torch.float16)
+    with fk.use_backend("cuda"):
+        y = fk.conv_transpose_add(x, weight, stride=2, groups=groups)
+    assert y.numel() > 2**31
+    corner = x[:, :, -4:, -4:].cpu().double()
+    expected = torch.nn.functional.conv_transpose2d(corner, weight.cpu().double(), stride=2, groups=groups)
+    torch.testing.assert_close(y[:, :, -8:, -8:].cpu().double(), expected, rtol=2e-3, atol=2e-3)

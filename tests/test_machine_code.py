@@ -1,5 +1,4 @@
-"""What nvcc made of the CUDA kernels: nothing spilled, wide accesses where the layout allows them, tensor cores for half
-types."""
+"""What nvcc made of the CUDA kernels: no spills, wide accesses where layouts allow them, tensor cores for half types."""
 
 import json
 from pathlib import Path
@@ -17,6 +16,8 @@ LOAD_WIDE = (
     "argmax_units<float, 8, 4>", "argmax_units<__nv_bfloat16, 8, 8>",
     "channel_sum_parts<float, 4, false>", "channel_sum_parts<__half, 8, true>",
     "forward_contiguous<float, 4, Skip<float> >", "forward_channels_last<__half, 8, Sigmoid>",
+    "depthwise_rows<float, 4, true>", "depthwise_pixels<float, 4>", "depthwise_input_pixels<float, 4>",
+    "depthwise_weight_pixels<float, 4>", "copy_window<float, 4, true>",
 )  # fmt: skip
 STORE_WIDE = (
     "softmax_columns<float, 4>", "softmax_columns<__half, 8>", "softmax_columns<double, 2>",
@@ -24,7 +25,7 @@ STORE_WIDE = (
     "forward_contiguous<float, 4, Skip<float> >", "forward_contiguous<__half, 8, Identity>",
     "forward_contiguous<double, 2, Sigmoid>", "forward_channels_last<__nv_bfloat16, 8, Skip<__nv_bfloat16> >",
 )  # fmt: skip
-PRODUCTS = ("score_pixels<", "product_tiles<")
+PRODUCTS = ("score_pixels<", "product_tiles<", "gathered_product<")
 
 
 def problems(rows):

@@ -18,9 +18,7 @@ Tensor run(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& s
   args.pixelwise = is_channels_last(out);
   args.skip_scale = skip_scale;
   if (skip) {
-    check(skip->dim() == 4 && skip->size(0) == x.size(0) && skip->size(1) == channels, op, "skip is ", shape_of(*skip),
-          " but the result is ", shape_of(out), ": batch and channels must be the same");
-    check(skip->scalar_type() == x.scalar_type(), op, "skip and x must have the same dtype");
+    check_added(op, *skip, x, channels, height, width);
     args.skip = window_of(op, "skip", *skip, skip_offset, height, width);
   }
   run_conv_transpose(args, 0, [](int64_t) {});
@@ -46,12 +44,8 @@ std::tuple<Tensor, Tensor> conv_transpose_add_backward(const Tensor& grad, const
                                                        const std::vector<int64_t>& offset, bool need_x,
                                                        bool need_weight) {
   constexpr const char* op = "conv_transpose_add_backward";
-  check(grad.dim() == 4 && grad.size(0) == x.size(0), op, "grad must be [N, Cout, H, W] with N = ", x.size(0),
-        ", got shape ", shape_of(grad));
+  check_gradient(op, grad, x, weight, stride, groups, offset);
   ConvTransposeArgs args = conv_transpose_arguments(op, x, weight, stride, groups, offset, grad.size(2), grad.size(3));
-  check(grad.size(1) == weight.size(1) * groups, op, "grad has ", grad.size(1), " channels, expected ",
-        weight.size(1) * groups);
-  check(grad.scalar_type() == x.scalar_type(), op, "grad and x must have the same dtype");
   const ScalarType dtype = x.scalar_type();
   const Tensor grad_x = need_x ? empty_image(x, x.size(1), x.size(2), x.size(3), dtype) : empty_vector(x, {0}, dtype);
   std::vector<int64_t> shape{0};

@@ -21,13 +21,9 @@ Tensor run(const Tensor& x, const Tensor& weight, const Tensor& skip, const std:
   const int64_t height = output_size[0], width = output_size[1];
   ConvTransposeArgs args = conv_transpose_arguments(kName, x, weight, stride, groups, offset, height, width);
   const int64_t channels = weight.size(1) * groups;
-  check(skip.dim() == 4 && skip.size(0) == x.size(0) && skip.size(1) > 0, kName, "skip must have ", x.size(0),
-        " images, got shape ", shape_of(skip));
-  check(skip.scalar_type() == x.scalar_type(), kName, "skip and x must have the same dtype");
+  check_beside(kName, skip, bias, x, channels);
   Tensor contiguous_bias;
   if (bias) {
-    check(bias->dim() == 1 && bias->size(0) == channels && bias->scalar_type() == x.scalar_type(), kName,
-          "bias must be [", channels, "] in the dtype of x, got shape ", shape_of(*bias));
     contiguous_bias = as_contiguous(*bias);
     args.bias = contiguous_bias.const_data_ptr();
   }

@@ -57,9 +57,7 @@ inline Image image_of(const char* op, const Tensor& t) {
 // The window of height x width at `offset`.
 inline Image window_of(const char* op, const char* name, const Tensor& t, const std::vector<int64_t>& offset,
                        int64_t height, int64_t width) {
-  check(offset.size() == 2 && offset[0] >= 0 && offset[1] >= 0 && offset[0] <= t.size(2) - height &&
-            offset[1] <= t.size(3) - width,
-        op, "the window of ", height, " x ", width, " leaves the ", name, " of ", t.size(2), " x ", t.size(3));
+  check_window(op, name, t, offset, height, width);
   Image image = image_of(op, t);
   image.data = static_cast<char*>(image.data) +
                (offset[0] * image.stride_h + offset[1] * image.stride_w) * static_cast<int64_t>(t.element_size());

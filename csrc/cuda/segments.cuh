@@ -16,7 +16,7 @@ struct Segments {
   int64_t steps;   // outputs of the longest
 };
 
-inline int64_t divided_up(int64_t a, int64_t b) { return a / b + (a % b > 0); }
+FCN_HOST_DEVICE inline int64_t divided_up(int64_t a, int64_t b) { return a / b + (a % b > 0); }
 
 // The axis in segments of at most `longest` outputs. With fewer than two outputs to an interval each is a segment.
 inline Segments segments_of(const Axis& axis, int64_t longest) {

@@ -114,7 +114,6 @@ def main() -> None:
         print(f"{row['architecture']:8} {row['registers']:4} registers {row['stack']:4} B of stack "
               f"{row['shared']:6} B shared  loads {row['load_bits']} stores {row['store_bits']}  "
               f"{row['matrix']:3} products  {row['kernel']}")  # fmt: skip
-              f"{row['kernel']}")  # fmt: skip
     if arguments.json:
         lines = ",\n".join(json.dumps(row) for row in table)
         arguments.json.write_text(f"[\n{lines}\n]\n")

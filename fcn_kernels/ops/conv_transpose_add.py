@@ -26,7 +26,7 @@ from ._fakes import empty_image
 from .upsample import upsample
 from .upsample_add import _upsample_add, window_gradient
 
-_LARGEST_STRIDE = 2**16  # csrc/cpu/conv_transpose.h says why
+_LARGEST_STRIDE = 2**16  # csrc/conv_transpose.h says why
 
 define(
     "conv_transpose_add(Tensor x, Tensor weight, Tensor? skip, SymInt[] stride, SymInt groups, SymInt[] offset,"
