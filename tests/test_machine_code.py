@@ -1,4 +1,4 @@
-"""What nvcc made of the CUDA kernels: no spills, wide accesses where layouts allow them, tensor cores for half types."""
+"""What nvcc made of CUDA kernels: no spills, wide accesses where layouts allow them, tensor cores for half types."""
 
 import json
 from pathlib import Path
