@@ -1,6 +1,6 @@
 // Learned transposed convolution, crop and skip in one pass: per output row the lines of the input rows that reach it
 // times the packed weights, bias and skip added on the way out. See conv_lines.h.
-#include "conv_lines.h"
+#include "conv_depthwise.h"
 #include "conv_patches.h"
 
 namespace fcn {
@@ -24,7 +24,10 @@ class ConvTransposeAdd {
         p_(packing_of<T>(args)),
         arena_(scratch),
         shares_(share_count(p_, args.groups, args.pixelwise, sizeof(T))),
+        direct_(is_depthwise(p_) && p_.vector_steps() <= kMostSteps && !args.pixelwise && args.output.stride_w == 1 &&
+                args.output.width >= L && (!args.skip.data || args.skip.stride_w == 1)),
         first_pixel_(args.offset_w / args.stride_w),
+        turns_(make_turns<T>(args.stride_w, args.offset_w % args.stride_w, args.output.width)),
         scale_((T)args.skip_scale) {
     const Columns& c = p_.columns;
     const int64_t inner = groups_together(p_, args.groups, args.pixelwise) * p_.inner;
@@ -38,10 +41,12 @@ class ConvTransposeAdd {
     out_ = arena_.take<T>(outer * out_pitch_);
     bias_ = arena_.take<T>(outer);
     row_ = arena_.take<In>(args.output.width + L);
+    periodic_ = arena_.take<T>(direct_ ? p_.row_phases * p_.vector_steps() * periodic_pitch<T>(c) : 0);
   }
 
   int64_t units() const { return chunk_count(args_.output.batch * shares_, args_.output.height); }
   int64_t scratch_bytes() const { return arena_.used; }
+  int64_t pack_units() const { return direct_ ? 0 : args_.groups * p_.blocks; }
   const Packing& packing() const { return p_; }
 
   void run(int64_t unit) {
@@ -49,6 +54,7 @@ class ConvTransposeAdd {
     share_ = share_of(chunk.item % shares_, p_, args_.groups, args_.pixelwise, sizeof(T));
     image_ = chunk.item / shares_;
     read_bias();
+    if (direct_) make_periodic<T, In>(p_, args_.weight, share_.group_begin, periodic_);
     memset(lines_, 0, p_.row_taps * slot_size_ * sizeof(T));
     for (int64_t slot = 0; slot < p_.row_taps; ++slot) rows_[slot] = -1;
     for (int64_t y = chunk.begin; y < chunk.end; ++y) compute_row(y);
@@ -58,16 +64,18 @@ class ConvTransposeAdd {
   void compute_row(int64_t y) {
     const int64_t t = y + args_.offset_h, bottom = t / args_.stride_h, phase = t % args_.stride_h;
     // Row tap j reads input row bottom - j and has ky = phase + j * stride.
-    int64_t begin = bottom - args_.x.height + 1,
-            end = (args_.weight.height - phase + args_.stride_h - 1) / args_.stride_h;
+    const bool fewer = (p_.row_taps - 1) * args_.stride_h + phase >= args_.weight.height;
+    int64_t begin = bottom - args_.x.height + 1, end = p_.row_taps - fewer;
     begin = begin < 0 ? 0 : begin;
     end = end > bottom + 1 ? bottom + 1 : end;
     if (phase >= args_.weight.height || end < begin) end = begin = 0;
-    for (int64_t j = begin; j < end; ++j) fetch(bottom - j);
+    const int64_t first_slot = begin < end ? (bottom - begin) % p_.row_taps : 0;
+    for (int64_t j = begin, slot = first_slot; j < end; ++j, slot = slot_before(slot)) fetch(bottom - j, slot);
+    if (direct_) return write_direct(y, phase, first_slot, begin, end);
 
     T* out = out_;
     for (int64_t g = share_.group_begin; g < share_.group_end; ++g) {
-      list_steps(g, bottom, begin, end);
+      list_steps(g, first_slot, begin, end);
       multiply_blocks<T>(p_, (const T*)args_.packed + g * p_.group_size(), share_, phase, begin, end, steps_, out,
                          out_pitch_);
       out += (p_.block_begin(share_.block_end) - p_.block_begin(share_.block_begin)) * out_pitch_;
@@ -85,9 +93,10 @@ class ConvTransposeAdd {
     for (int64_t i = 0; i < count; ++i) bias_[i] = args_.bias ? (T)to_arithmetic(from[i]) : T(-0.0);
   }
 
+  int64_t slot_before(int64_t slot) const { return (slot > 0 ? slot : p_.row_taps) - 1; }
+
   // The lines of an input row, of all inner channels of the share.
-  void fetch(int64_t row) {
-    const int64_t slot = row % p_.row_taps;
+  void fetch(int64_t row, int64_t slot) {
     if (rows_[slot] == row) return;
     rows_[slot] = row;
     const Columns& c = p_.columns;
@@ -103,20 +112,40 @@ class ConvTransposeAdd {
     }
   }
 
-  void list_steps(int64_t group, int64_t bottom, int64_t begin, int64_t end) {
+  void list_steps(int64_t group, int64_t first_slot, int64_t begin, int64_t end) {
     const Columns& c = p_.columns;
     for (int section = 0; section < 2; ++section) {
       const T** step = steps_[section];
       const int64_t taps = p_.section_taps(section), lead = section == 0 ? 0 : c.full;
       if (taps == 0) continue;
-      for (int64_t j = begin; j < end; ++j) {
-        const T* line = lines_ + (bottom - j) % p_.row_taps * slot_size_ + (c.taps - 1 - lead) * c.stride;
+      for (int64_t j = begin, slot = first_slot; j < end; ++j, slot = slot_before(slot)) {
+        const T* line = lines_ + slot * slot_size_ + (c.taps - 1 - lead) * c.stride;
         line += (group - share_.group_begin) * p_.inner * pitch_;
         for (int64_t k = 0; k < p_.inner; ++k, line += pitch_) {
           for (int64_t i = 0; i < taps; ++i) *step++ = line - i * c.stride;
         }
       }
     }
+  }
+
+  // A row of a depthwise convolution of few steps.
+  void write_direct(int64_t y, int64_t phase, int64_t first_slot, int64_t begin, int64_t end) {
+    const Columns& c = p_.columns;
+    const Image &output = args_.output, &skip = args_.skip;
+    const int64_t channel = share_.group_begin;
+    list_steps(channel, first_slot, begin, end);
+    In* out = (In*)output.data + image_ * output.stride_n + channel * output.stride_c + y * output.stride_h;
+    const In* add = (const In*)skip.data + image_ * skip.stride_n + channel * skip.stride_c + y * skip.stride_h;
+    const bool stream = leaves_cache(output, sizeof(In));
+    const DepthwiseRow<T, In> row{steps_[0],
+                                  periodic_ + (phase * p_.row_taps + begin) * c.taps * periodic_pitch<T>(c),
+                                  turns_,
+                                  bias_[0],
+                                  scale_,
+                                  skip.data ? add : nullptr,
+                                  stream ? row_ : out};
+    depthwise_row(row, (end - begin) * c.taps);
+    if (stream) stream_copy(out, row_, output.width * (int64_t)sizeof(In));
   }
 
   // Channels [c, c + count) of row y: crop, skip, and the order of the output.
@@ -180,7 +209,10 @@ class ConvTransposeAdd {
   const ConvTransposeArgs& args_;
   const Packing p_;
   Arena arena_;
-  const int64_t shares_, first_pixel_;
+  const int64_t shares_;
+  const bool direct_;
+  const int64_t first_pixel_;
+  const Turns turns_;
   const T scale_;
   Share share_{};
   int64_t image_ = 0, pitch_, slot_size_, out_pitch_;
@@ -190,6 +222,7 @@ class ConvTransposeAdd {
   T* out_;   // [outer channels][out_pitch]
   T* bias_;  // [outer channels]
   In* row_;
+  T* periodic_;  // weights of write_direct
 };
 
 }  // namespace
@@ -201,8 +234,8 @@ ConvTransposePlan conv_transpose_plan(const ConvTransposeArgs& args) {
     using T = ArithmeticOf<In>;
     const ConvTransposeAdd<T, In> kernel(args, nullptr);
     ConvTransposePlan plan{};
-    plan.packed_bytes = args.groups * kernel.packing().group_size() * (int64_t)sizeof(T);
-    plan.pack_units = args.groups * kernel.packing().blocks;
+    plan.pack_units = kernel.pack_units();
+    if (plan.pack_units > 0) plan.packed_bytes = args.groups * kernel.packing().group_size() * (int64_t)sizeof(T);
     plan.units = kernel.units();
     plan.scratch_bytes = kernel.scratch_bytes();
     return plan;

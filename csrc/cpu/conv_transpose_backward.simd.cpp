@@ -1,6 +1,6 @@
 // Gradients of the learned transposed convolution in x and in the weights, in one walk over the input rows: the rows of
 // the gradient that an input row reached are read once for both. See conv_lines.h.
-#include "conv_lines.h"
+#include "conv_depthwise.h"
 #include "conv_patches.h"
 
 namespace fcn {
@@ -104,12 +104,19 @@ class ConvTransposeBackward {
     begin = begin < 0 ? 0 : begin;
     end = end > p_.row_taps ? p_.row_taps : end;
     if (end < begin) end = begin;
-    for (int64_t ky = begin; ky < end; ++ky) fetch(top + ky);
+    const int64_t first_slot = begin < end ? (top + begin) % p_.row_taps : 0;
+    for (int64_t ky = begin, slot = first_slot; ky < end; ++ky, slot = slot_after(slot)) fetch(top + ky, slot);
     if (args_.grad_weight.data && end > begin) fetch_x(i);
 
+    const bool both = args_.grad_x.data && args_.grad_weight.data && is_depthwise(p_) && end > begin;
     int64_t done = 0;  // outer channels of the share
     for (int64_t g = share_.group_begin; g < share_.group_end; ++g) {
-      list_steps(g, top, begin, end);
+      list_steps(g, first_slot, begin, end);
+      if (both) {
+        multiply_both_products(g, done++, begin, end);
+        collect(out_, g, i);
+        continue;
+      }
       const int64_t first = p_.block_begin(share_.block_begin), count = p_.block_begin(share_.block_end) - first;
       if (args_.grad_x.data) {
         multiply_blocks<T>(p_, (const T*)args_.packed + g * p_.group_size(), share_, 0, begin, end, steps_, out_,
@@ -121,9 +128,10 @@ class ConvTransposeBackward {
     }
   }
 
+  int64_t slot_after(int64_t slot) const { return slot + 1 < p_.row_taps ? slot + 1 : 0; }
+
   // The lines of a row of the gradient, of all inner channels of the share; zeros around the crop.
-  void fetch(int64_t row) {
-    const int64_t slot = row % p_.row_taps;
+  void fetch(int64_t row, int64_t slot) {
     if (rows_[slot] == row) return;
     rows_[slot] = row;
     const Image& grad = args_.output;
@@ -150,14 +158,14 @@ class ConvTransposeBackward {
     }
   }
 
-  void list_steps(int64_t group, int64_t top, int64_t begin, int64_t end) {
+  void list_steps(int64_t group, int64_t first_slot, int64_t begin, int64_t end) {
     const Columns& c = p_.columns;
     for (int section = 0; section < 2; ++section) {
       const T** step = steps_[section];
       const int64_t taps = p_.section_taps(section), lead = section == 0 ? 0 : c.full;
       if (taps == 0) continue;
-      for (int64_t ky = begin; ky < end; ++ky) {
-        const T* line = lines_ + (top + ky) % p_.row_taps * slot_size_ + lead * c.stride;
+      for (int64_t ky = begin, slot = first_slot; ky < end; ++ky, slot = slot_after(slot)) {
+        const T* line = lines_ + slot * slot_size_ + lead * c.stride;
         line += (group - share_.group_begin) * p_.inner * pitch_;
         for (int64_t k = 0; k < p_.inner; ++k, line += pitch_) {
           for (int64_t j = 0; j < taps; ++j) *step++ = line + j * c.stride;
@@ -206,6 +214,31 @@ class ConvTransposeBackward {
     }
     for (; i < count; ++i) total += p[i];
     return total;
+  }
+
+  // Of a depthwise convolution; `done` channels of the share come first.
+  void multiply_both_products(int64_t group, int64_t done, int64_t begin, int64_t end) {
+    const Columns& c = p_.columns;
+    const int64_t rest = args_.x.width % c.pixels * c.stride, steps = (end - begin) * c.taps;
+    BothProducts<T> products{};
+    products.period = c.length;
+    products.out_period = c.vectors * L;
+    products.count = args_.x.width / c.pixels;
+    products.x = x_ + done * pitch_;
+    for (int64_t v = 0; v < c.vectors; ++v) {
+      const int64_t first = p_.offset(0, 1, 0, v, 0, begin);
+      products.at = v * L;
+      products.out = out_ + v * L;
+      products.has_tail = rest > 0;
+      products.tail = first_lanes<T>(rest - v * L);
+      for (int64_t s = 0; s < steps; s += kMostSteps) {
+        products.lines = steps_[0] + s;
+        products.weights = (const T*)args_.packed + group * p_.group_size() + first + s * L;
+        products.sums = sums_ + done * p_.channel_size() + first + s * L;
+        products.add = s > 0;
+        multiply_both(products, steps - s < kMostSteps ? steps - s : kMostSteps);
+      }
+    }
   }
 
   // `done` outer channels of the share, those of earlier groups, come first.

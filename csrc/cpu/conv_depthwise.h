@@ -1,0 +1,167 @@
+// Transposed convolutions with one channel per group, whose lines (see conv_lines.h) are too short to pay for passes of
+// their own: a row of y is summed, biased, added to the skip and written at once, and one walk over the lines of the
+// gradient serves both of its products.
+#pragma once
+
+#include "conv_lines.h"
+
+namespace fcn {
+namespace FCN_ISA {
+
+constexpr int64_t kMostSteps = 8;  // products of an output that are summed in a register
+
+// Kernels without a partial tap, whose lanes would need masks.
+inline bool is_depthwise(const Packing& p) { return p.inner == 1 && p.outer == 1 && p.columns.part == 0; }
+
+// The weights of a column t are those of t mod stride: every step has them repeated for a vector from any column on, as
+// [row phase][row tap][tap][period_pitch].
+template <typename T>
+inline int64_t periodic_pitch(const Columns& c) {
+  return c.stride + kLanes<T>;
+}
+template <typename T, typename In>
+inline void make_periodic(const Packing& p, const Image& weight, int64_t channel, T* to) {
+  const Columns& c = p.columns;
+  for (int64_t phase = 0; phase < p.row_phases; ++phase) {
+    for (int64_t row_tap = 0; row_tap < p.row_taps; ++row_tap) {
+      const int64_t ky = phase + row_tap * p.row_phases;
+      const In* from = (const In*)weight.data + channel * weight.stride_n + ky * weight.stride_h;
+      for (int64_t tap = 0; tap < c.taps; ++tap, from += c.stride * weight.stride_w) {
+        for (int64_t first = 0; first < periodic_pitch<T>(c); first += c.stride) {
+          const int64_t left = periodic_pitch<T>(c) - first, count = left < c.stride ? left : c.stride;
+          for (int64_t i = 0; i < count; ++i) {
+            *to++ = ky < weight.height ? (T)to_arithmetic(from[i * weight.stride_w]) : T(0);
+          }
+        }
+      }
+    }
+  }
+}
+
+// Columns [first, first + count) as vectors, the last of which may reach back over others: how far the weights' place
+// in the period moves from one to the next, and where it is for the last.
+struct Turns {
+  int64_t stride, first, count;
+  int64_t turn, last;
+};
+template <typename T>
+inline Turns make_turns(int64_t stride, int64_t first, int64_t count) {
+  constexpr int L = kLanes<T>;
+  return Turns{stride, first, count, L % stride, (first + (count > L ? count - L : 0)) % stride};
+}
+
+// out[i] = bias + scale * add[i] + sum over steps of weights[step][(first + i) mod stride] * lines[step][first + i].
+template <typename T, typename In>
+struct DepthwiseRow {
+  const T* const* lines;
+  const T* weights;
+  const Turns& columns;  // at least a vector
+  T bias, scale;
+  const In* add;  // null: nothing
+  In* out;
+};
+
+template <int Steps, bool Adds, typename T, typename In>
+FCN_NOINLINE void depthwise_row(const DepthwiseRow<T, In>& row) {
+  constexpr int L = kLanes<T>;
+  const Turns turns = row.columns;
+  const int64_t pitch = turns.stride + L, count = turns.count;
+  const Vec<T> bias = broadcast(row.bias), scale = broadcast(row.scale);
+  const In* add = row.add;
+  In* out = row.out;
+  const T* lines[Steps > 0 ? Steps : 1];
+  for (int s = 0; s < Steps; ++s) lines[s] = row.lines[s] + turns.first;
+  const auto load_weights = [&](int64_t phase, Vec<T>* w) {
+    for (int s = 0; s < Steps; ++s) w[s] = load(row.weights + s * pitch + phase);
+  };
+  const auto write = [&](int64_t i, const Vec<T>* w) {
+    Vec<T> sum{};
+    for (int s = 0; s < Steps; ++s) sum += w[s] * load(lines[s] + i);
+    sum += bias;
+    if (Adds) sum += scale * load_as(add + i);
+    store_as(out + i, sum);
+  };
+  Vec<T> w[Steps > 0 ? Steps : 1];
+  load_weights(turns.first, w);
+  int64_t i = 0;
+  if (turns.turn == 0) {
+    for (; i + L <= count; i += L) write(i, w);
+  } else {
+    for (int64_t phase = turns.first; i + L <= count; i += L) {
+      load_weights(phase, w);
+      write(i, w);
+      phase += turns.turn;
+      if (phase >= turns.stride) phase -= turns.stride;
+    }
+  }
+  if (i == count) return;
+  load_weights(turns.last, w);
+  write(count - L, w);
+}
+
+template <int Steps = kMostSteps, typename T, typename In>
+FCN_INLINE void depthwise_row(const DepthwiseRow<T, In>& row, int64_t steps) {
+  if (steps == Steps) return row.add ? depthwise_row<Steps, true>(row) : depthwise_row<Steps, false>(row);
+  if constexpr (Steps > 0) depthwise_row<Steps - 1>(row, steps);
+}
+
+// Both products of the backward direction for up to kMostSteps steps of one outer channel:
+//   out[i] (+)= sum over steps of weights[step] * lines[step][i],  sums[step] += sum over i of x[i] * lines[step][i]
+// with i in vectors, `period` apart; of the last one the sums take the lanes in `tail`.
+template <typename T>
+struct BothProducts {
+  const T* const* lines;
+  int64_t at, period, count;  // count: of whole periods
+  const T* weights;
+  const T* x;
+  T* out;
+  int64_t out_period;
+  bool add;
+  bool has_tail;
+  IntVec<T> tail;
+  T* sums;
+};
+
+template <typename T, int Steps>
+FCN_NOINLINE void multiply_both_tile(const BothProducts<T>& p) {
+  constexpr int L = kLanes<T>;
+  Vec<T> sum[Steps];
+  const T* lines[Steps];
+  for (int s = 0; s < Steps; ++s) {
+    sum[s] = load(p.sums + s * L);
+    lines[s] = p.lines[s] + p.at;
+  }
+  const T *x = p.x + p.at, *weights = p.weights;
+  T* out = p.out;
+  const bool add = p.add;
+  for (int64_t n = 0; n < p.count; ++n, x += p.period, out += p.out_period) {
+    const Vec<T> xs = load(x);
+    Vec<T> product = add ? load(out) : Vec<T>{};
+    for (int s = 0; s < Steps; ++s) {
+      const Vec<T> g = load(lines[s] + n * p.period);
+      product += load(weights + s * L) * g;
+      sum[s] += xs * g;
+    }
+    store(out, product);
+  }
+  if (p.has_tail) {
+    const Vec<T> xs = masked<T>(load(x), p.tail);
+    Vec<T> product = add ? load(out) : Vec<T>{};
+    for (int s = 0; s < Steps; ++s) {
+      const Vec<T> g = load(lines[s] + p.count * p.period);
+      product += load(weights + s * L) * g;
+      sum[s] += xs * masked<T>(g, p.tail);
+    }
+    store(out, product);
+  }
+  for (int s = 0; s < Steps; ++s) store(p.sums + s * L, sum[s]);
+}
+
+template <typename T, int Steps = kMostSteps>
+FCN_INLINE void multiply_both(const BothProducts<T>& p, int64_t steps) {
+  if (steps == Steps) return multiply_both_tile<T, Steps>(p);
+  if constexpr (Steps > 1) multiply_both<T, Steps - 1>(p, steps);
+}
+
+}  // namespace FCN_ISA
+}  // namespace fcn
