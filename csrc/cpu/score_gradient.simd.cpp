@@ -31,6 +31,8 @@ int64_t slot_size(const ScorePlan<T>& plan) {
 template <typename T, typename In>
 class Gradients {
   static constexpr int L = kLanes<T>, P = kPanel<T>;
+  static constexpr int64_t kDepth =
+      16384 / (P * (int64_t)sizeof(T));             // classes of a panel that stays in the first cache
   static constexpr int64_t kRows = 18 * kTileRows;  // channels of grad_x that are computed together
 
  public:
@@ -212,8 +214,8 @@ class Gradients {
   FCN_INLINE void multiply(int64_t t, int64_t j, T* rows, int64_t stride) {
     const RowTiles& tiles = x_products_.tiles;
     const T* packed = (const T*)args_.score.packed_transposed + tiles.begin(t) * plan_.classes;
-    for (int64_t c = 0; c < plan_.classes; c += plan_.kDepth) {
-      const int64_t depth = plan_.classes - c < plan_.kDepth ? plan_.classes - c : plan_.kDepth;
+    for (int64_t c = 0; c < plan_.classes; c += kDepth) {
+      const int64_t depth = plan_.classes - c < kDepth ? plan_.classes - c : kDepth;
       x_products_.of(t)(depth, packed + c * tiles.size(t), tiles.size(t), scores_.panel(j) + c * P, rows, stride, c > 0,
                         nullptr);
     }

@@ -18,7 +18,7 @@ struct PixelBlock {
 template <typename T>
 struct ScorePlan {
   static constexpr int P = kPanel<T>;
-  static constexpr int64_t kDepth = 16384 / (P * (int64_t)sizeof(T));  // of a panel that stays in the first cache
+  static constexpr int64_t kDepth = 64;  // rows fetched ahead: more evict each other where they are powers of two apart
   static constexpr int64_t kMaxPanels = 4;
   static constexpr int64_t kMaxUnits = 64;    // threads share them evenly
   static constexpr int64_t kGroupRows = 252;  // of packed weights that stay in the second
