@@ -46,7 +46,8 @@ def pairs(device: str, only: Sequence[str], names: Sequence[str]) -> Iterator[tu
 
 
 def drawn(op: str, backend: str, device: str, count: int, compare: bool) -> None:
-    from strategies import check_call, examples, moved, results
+    from against_reference import check_call
+    from strategies import examples, moved, results
 
     for call in examples(op, count, SEED):
         there = moved(call, device)

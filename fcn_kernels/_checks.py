@@ -256,6 +256,8 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
 
 def check_binary_target(op: str, target: Tensor, shape: Sequence[int]) -> None:
     """Labels 0 and 1, or probabilities, [N, C, H, W], or [N, H, W] for one channel."""
+    if not isinstance(target, Tensor):
+        raise TypeError(f"{op}: target must be a tensor, got {type(target).__name__}")
     if target.dtype not in LABELS and target.dtype not in FLOATING and target.dtype != torch.bool:
         raise TypeError(f"{op}: target must be bool, uint8, int16, int32, int64 or floating, got {target.dtype}")
     n, c, height, width = shape

@@ -110,7 +110,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """How many drawn calls were compared with the reference."""
-    tried = getattr(sys.modules.get("strategies"), "tried", None)
+    tried = getattr(sys.modules.get("against_reference"), "tried", None)
     if tried:
         terminalreporter.write_line(
             f"{tried.total()} drawn calls of {len(tried)} operators compared with the reference"

@@ -1,32 +1,25 @@
 """Calls of every operator, drawn by Hypothesis: geometry, shapes, dtypes, layouts, labels, values and options.
 
-`calls(op)` draws the arguments of the schema `torch.ops.fcn_kernels.op`; `check_call` runs them and compares with the
-reference in float64. The numbers of a call come from a seed, so that a case is small to draw and to print.
+`calls(op)` draws the arguments of the schema `torch.ops.fcn_kernels.op`. The numbers of a call come from a seed, so
+that a case is small to draw and to print.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from budget import check_budget
 from cases import LAYOUTS
+from drawn_samplings import limits, samplings
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fcn_kernels import Sampling, reference
-from fcn_kernels.sampling import Axis
+from fcn_kernels import reference
 
 OPS = torch.ops.fcn_kernels
-DTYPES = (torch.float32, torch.float32, torch.float64, torch.float16, torch.bfloat16)
 LABELS = (torch.uint8, torch.int16, torch.int32, torch.int64)
-PIXELS = 6000  # of an image at full resolution, and
-ELEMENTS = 60_000  # with its channels: most of the time of a case goes into the reference
-
-tried: Counter[str] = Counter()  # calls that were compared, per operator
 
 
 class Call(NamedTuple):
@@ -46,56 +39,9 @@ class Call(NamedTuple):
         return f"{self.op}({', '.join(map(show, self.args))})"
 
 
-# --- geometry ------------------------------------------------------------------------------------------------------
-
-
-@st.composite
-def free_axes(draw: st.DrawFn) -> Axis:
-    """Positions of any kind, also far outside the input, and backwards never."""
-    den = draw(st.integers(1, 12))
-    out = draw(st.integers(1, 40))
-    return Axis(draw(st.integers(1, 9)), out, draw(st.integers(0, 3 * den)), draw(st.integers(-5 * den, 9 * den)), den)
-
-
-@st.composite
-def resized(draw: st.DrawFn) -> Sampling:
-    size = draw(st.tuples(st.integers(1, 13), st.integers(1, 40)))
-    corners = draw(st.booleans())
-    if draw(st.integers(0, 3)) == 0:
-        factors = [draw(st.sampled_from([0.3, 0.5, 1.0, 1.7, 2.0, 2.6, 4.0])) for _ in size]
-        if all(int(s * f) >= 1 for s, f in zip(size, factors, strict=True)):
-            return Sampling.interpolate(size, scale_factor=factors, align_corners=corners)
-    out = draw(
-        st.one_of(
-            st.tuples(st.integers(1, 40), st.integers(1, 150)),
-            st.sampled_from([2, 3, 4, 8, 16]).map(lambda s: (min(size[0] * s, 60), min(size[1] * s, 200))),
-        )
-    )
-    return Sampling.interpolate(size, out, align_corners=corners)
-
-
-@st.composite
-def cropped(draw: st.DrawFn) -> Sampling:
-    """FCN's transposed convolution with a crop."""
-    size, strides, kernels, offsets, crops = [], [], [], [], []
-    for longest in (60, 160):
-        stride = draw(st.sampled_from([1, 2, 3, 4, 5, 8, 16, 32]))
-        n = draw(st.integers(1, max(2, min(12, longest // stride))))
-        kernel = draw(st.sampled_from([2 * stride - 1, 2 * stride]))
-        full = (n - 1) * stride + kernel
-        offset = draw(st.integers(0, full - 1))
-        crop = draw(st.integers(1, min(full - offset, longest)))
-        for values, value in zip(
-            (size, strides, kernels, offsets, crops), (n, stride, kernel, offset, crop), strict=True
-        ):
-            values.append(value)
-    return Sampling.transposed_conv(size, strides, kernel_size=kernels, offset=offsets, output_size=crops)
-
-
-free = st.builds(Sampling, free_axes(), free_axes(), st.sampled_from(["zero", "clamp"]))
-samplings = st.one_of(resized(), cropped(), free).filter(
-    lambda s: s.output_size[0] * s.output_size[1] <= PIXELS and s.input_size[0] * s.input_size[1] <= PIXELS
-)
+def results(op: str, ops: Any, args: Sequence[Any]) -> tuple[Tensor, ...]:
+    result = getattr(ops, op)(*args)
+    return result if isinstance(result, tuple) else (result,)
 
 
 # --- tensors -------------------------------------------------------------------------------------------------------
@@ -129,7 +75,7 @@ class Draw:
     def __init__(self, draw: st.DrawFn, *, values: Sequence[str] = tuple(FINITE)) -> None:
         self.draw = draw
         torch.manual_seed(draw(st.integers(0, 2**31)))
-        self.dtype = draw(st.sampled_from(DTYPES))
+        self.dtype = draw(st.sampled_from(limits().dtypes))
         self.arithmetic = reference.arithmetic_dtype(self.dtype)
         self.values = values
 
@@ -171,7 +117,7 @@ class Draw:
 
 def channels(d: Draw, pixels: int, batch: int) -> int:
     wanted = d.one_of(1, 2, 3, 5, 8, 9, 16, 17, 19, 21, 33, 64, 150)
-    return max(1, min(wanted, ELEMENTS // max(1, pixels * batch)))
+    return max(1, min(wanted, limits().elements // max(1, pixels * batch)))
 
 
 class Place(NamedTuple):
@@ -198,7 +144,7 @@ class Place(NamedTuple):
 
 
 def place(d: Draw) -> Place:
-    s = d.draw(samplings)
+    s = d.draw(samplings())
     n = d.batch()
     return Place(
         n, channels(d, max(s.output_size[0] * s.output_size[1], 1), n), s.input_size, s.output_size, s.encode()
@@ -310,7 +256,7 @@ def upsample_cross_entropy(draw: st.DrawFn) -> Call:
     p = place(d)
     x = d.image(*p.small)
     target, ignored = d.labels(p.c, p.n, *p.full)
-    reduction, smoothing = draw(st.integers(0, 3)), d.one_of(0.0, 0.1, 1.0)
+    reduction, smoothing = draw(st.integers(0, 3)), d.one_of(0.0, limits().smoothing, 1.0)
     args = (x, target, d.class_weight(p.c), p.code, ignored, reduction, smoothing, draw(st.booleans()))
     loss = 4.0 * (p.n * p.reached if reduction == reference.SUM else 1.0)
     return Call("upsample_cross_entropy", args, (loss, p.reached, p.reached * p.c, 2.0), x)
@@ -324,7 +270,7 @@ def upsample_cross_entropy_backward(draw: st.DrawFn) -> Call:
     target, ignored = d.labels(p.c, p.n, *p.full)
     lse = reference._sampled(x, p.code).logsumexp(1)
     grad = d.layout(torch.rand(p.n, 1, *p.full).to(d.arithmetic))[:, 0]
-    args = (grad, x, target, d.class_weight(p.c), lse, p.code, ignored, d.one_of(0.0, 0.1))
+    args = (grad, x, target, d.class_weight(p.c), lse, p.code, ignored, d.one_of(0.0, limits().smoothing))
     return Call("upsample_cross_entropy_backward", args, (p.reached * p.c,), x)
 
 
@@ -401,8 +347,8 @@ def _convolution(d: Draw) -> Convolution:
     elif d.one_of(True, False):
         kernel = [2 * s - s % 2 for s in stride]
     else:
-        kernel = [draw(st.integers(1, 9)), draw(st.integers(1, 20))]
-    size = [draw(st.integers(1, 9)), draw(st.integers(1, 33))]
+        kernel = [draw(st.integers(1, min(9, limits().line))), draw(st.integers(1, min(20, limits().line)))]
+    size = [draw(st.integers(1, min(9, limits().line))), draw(st.integers(1, limits().line))]
     full = [(i - 1) * s + k for i, s, k in zip(size, stride, kernel, strict=True)]
     offset = [draw(st.integers(0, min(f - 1, 9))) for f in full]
     crop = [draw(st.integers(1, f - o)) for f, o in zip(full, offset, strict=True)]
@@ -516,7 +462,17 @@ def score_cross_entropy(draw: st.DrawFn) -> Call:
     target, ignored = d.labels(classes, *s.size)
     reduction = draw(st.integers(0, 3))
     needs = d.one_of((True, True), (True, False), (False, True), (False, False))
-    args = (s.x, s.weight, s.bias, target, d.class_weight(classes), ignored, reduction, d.one_of(0.0, 0.1), *needs)
+    args = (
+        s.x,
+        s.weight,
+        s.bias,
+        target,
+        d.class_weight(classes),
+        ignored,
+        reduction,
+        d.one_of(0.0, limits().smoothing),
+        *needs,
+    )
     depth = 4.0 * s.x.shape[1] ** 0.5
     loss, gradient = depth * (pixels if reduction == reference.SUM else 1.0), depth * pixels * classes
     return Call("score_cross_entropy", args, (loss, pixels, depth, gradient, gradient, gradient), s.x)
@@ -533,7 +489,18 @@ def score_cross_entropy_backward(draw: st.DrawFn) -> Call:
     if d.one_of(False, True):  # what autograd hands on for a reduced loss
         grad = torch.rand((), dtype=d.arithmetic).expand(s.size)
     needs = d.one_of((True, True), (True, False), (False, True))
-    args = (grad, s.x, s.weight, s.bias, target, d.class_weight(classes), lse, ignored, d.one_of(0.0, 0.1), *needs)
+    args = (
+        grad,
+        s.x,
+        s.weight,
+        s.bias,
+        target,
+        d.class_weight(classes),
+        lse,
+        ignored,
+        d.one_of(0.0, limits().smoothing),
+        *needs,
+    )
     gain = 4.0 * s.x.shape[1] ** 0.5 * pixels * classes
     return Call("score_cross_entropy_backward", args, (gain,) * 3, s.x)
 
@@ -548,53 +515,3 @@ def moved(call: Call, device: str) -> Call:
         return storage.as_strided(a.size(), a.stride(), a.storage_offset())
 
     return call._replace(args=tuple(map(move, call.args)), scale=move(call.scale))
-
-
-# --- checks --------------------------------------------------------------------------------------------------------
-
-
-def results(op: str, ops: Any, args: Sequence[Any]) -> tuple[Tensor, ...]:
-    result = getattr(ops, op)(*args)
-    return result if isinstance(result, tuple) else (result,)
-
-
-def check_call(call: Call) -> tuple[Tensor, ...]:
-    """Runs the call on the backend in use, compares with the reference, and returns the results."""
-    op, args = call.op, call.args
-    tried[op] += 1
-    ours, plain = results(op, OPS, args), results(op, reference, args)
-    for mine, theirs in zip(ours, plain, strict=True):
-        assert (mine.dtype, mine.shape) == (theirs.dtype, theirs.shape)
-        assert mine.is_contiguous() == theirs.is_contiguous()
-        assert mine.dim() != 4 or reference.memory_format(mine) == reference.memory_format(theirs)
-    doubles = [a.double() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args]
-    if op == "upsample_confusion_matrix":
-        x, target, code, ignored = args
-        labels = OPS.upsample_argmax(x, code, torch.int64, False)[0]
-        assert ours[0].equal(reference.count_labels(labels, target, x.shape[1], ignored))
-        return ours
-    if op in ("upsample_argmax", "score_argmax"):
-        z = reference._sampled(doubles[0], args[1]) if op == "upsample_argmax" else reference._scores(*doubles[:3])
-        _check_labels(ours[0], plain[0], z, call)
-        if op == "score_argmax":
-            return ours
-    if op == "score_cross_entropy" and call.scale.dtype != reference.arithmetic_dtype(call.scale.dtype):
-        doubles[-2:] = False, False  # of half types it gives the log-sum-exps instead of the gradients
-    oracle = results(op, reference, doubles)
-    scale = call.scale
-    if "softmax" in op or "cross_entropy" in op:  # probabilities are about 1, however small the logits
-        scale = torch.cat([scale.flatten(), scale.new_ones(1)])
-    for i, gain in enumerate(call.gains):
-        if not (op == "upsample_argmax" and i == 0):
-            check_budget(ours[i], plain[i], oracle[i], scale, gain=gain)
-    return ours
-
-
-def _check_labels(labels: Tensor, plain: Tensor, z: Tensor, call: Call) -> None:
-    """The label of the largest logit, or of one that roundings cannot tell from it."""
-    arithmetic = reference.arithmetic_dtype(call.scale.dtype)
-    finite = z.isfinite().all(1)
-    assert labels[~finite].equal(plain[~finite])
-    band = 16 * torch.finfo(arithmetic).eps * z[z.isfinite()].abs().max().item() if finite.any() else 0.0
-    chosen = z.gather(1, labels.long()[:, None]) if labels.numel() else z[:, :1]
-    assert (chosen >= z.amax(1, keepdim=True) - band)[finite[:, None]].all(), "not the largest logit"

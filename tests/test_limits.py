@@ -9,8 +9,9 @@ import textwrap
 import pytest
 import torch
 import torch.nn.functional as F
+from against_reference import check_call
 from cases import layout_rule
-from strategies import OPS, Call, check_call
+from strategies import OPS, Call
 from torch import Tensor
 
 import fcn_kernels as fk

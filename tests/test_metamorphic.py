@@ -6,9 +6,9 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import Backend
+from drawn_samplings import samplings, window
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from strategies import samplings
 from torch import Tensor
 
 import fcn_kernels as fk
@@ -24,20 +24,10 @@ EXACT = {"rtol": 1e-12, "atol": 1e-12}
 def images(draw: st.DrawFn) -> tuple[Tensor, Sampling, Tensor]:
     """x [N, C, h, w] in float64, a sampling of it, and labels for it."""
     torch.manual_seed(draw(st.integers(0, 2**31)))
-    sampling = draw(samplings)
+    sampling = draw(samplings())
     n, c = draw(st.sampled_from([1, 2])), draw(st.sampled_from([2, 3, 9, 17, 21]))
     x = 4 * torch.randn(n, c, *sampling.input_size, dtype=torch.float64)
     return x.contiguous(memory_format=draw(layouts)), sampling, torch.randint(0, c, (n, *sampling.output_size))
-
-
-def window(sampling: Sampling, top: int, left: int, height: int, width: int) -> Sampling:
-    """The outputs from (top, left) on: pos(o + top) = (num o + off + num top) / den."""
-    rows, cols = sampling.rows, sampling.cols
-    return Sampling(
-        rows._replace(output_size=height, off=rows.off + rows.num * top),
-        cols._replace(output_size=width, off=cols.off + cols.num * left),
-        sampling.boundary,
-    )
 
 
 @relation
