@@ -4,6 +4,9 @@
 #   make test     the test suite
 #   make integrations   the tests with other people's libraries, which it installs
 #   make fuzz     1000 drawn calls of every operator against the reference, always others
+#   make fuzz-arguments  wrong arguments of every function, steered by libFuzzer, for ten minutes; part of make fuzz
+#   make fuzz-triton     1000 drawn calls of every operator in Triton's interpreter (hours)
+#   make valgrind the AVX2 kernels under valgrind; part of make sanitize
 #   make sanitize the kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer (an hour)
 #   make compat   one wheel with several versions of torch, which it installs (gigabytes), and without kernels
 #   make coverage line coverage of the Python part and of csrc/cpu
@@ -30,7 +33,7 @@ BUILD := $(shell nvidia-smi -L 2>/dev/null | grep -q GPU && echo auto || echo cp
 INSTALLED := $(VENV)/.installed-$(BUILD)
 SOURCES := $(wildcard csrc/* csrc/cpu/* csrc/cuda/*) setup.py build_kernels.py pyproject.toml
 
-.PHONY: demo story test fuzz sanitize compat coverage integrations bench bench-check results report suites codegen lint format cuda clean
+.PHONY: demo story test fuzz fuzz-arguments fuzz-triton valgrind sanitize compat coverage integrations bench bench-check results report suites codegen lint format cuda clean
 
 demo: $(INSTALLED)
 	$(BIN)/fcn-kernels demo --out build/demo $(ARGS)
@@ -44,11 +47,22 @@ story: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest $(ARGS)
 
-fuzz: $(INSTALLED)
+fuzz: $(INSTALLED) fuzz-arguments
 	$(BIN)/python -m pytest tests/test_differential.py tests/test_metamorphic.py -k cpu --hypothesis-profile=fuzz -q $(ARGS)
 	$(BIN)/python -m pytest tests/test_guard_pages.py --hypothesis-profile=fuzz -q $(ARGS)
 
-sanitize: $(INSTALLED)
+fuzz-arguments: $(INSTALLED)
+	$(PIP) atheris
+	mkdir -p build/fuzz
+	$(BIN)/python tests/fuzz_arguments.py -max_total_time=600 -max_len=96 -timeout=120 -artifact_prefix=build/fuzz/ $(ARGS)
+
+fuzz-triton: $(INSTALLED)
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/test_differential.py -k triton --hypothesis-profile=fuzz -q $(ARGS)
+
+valgrind: $(INSTALLED)
+	$(BIN)/python tests/instrumented.py valgrind
+
+sanitize: $(INSTALLED) valgrind
 	$(BIN)/python tests/instrumented.py address -q $(ARGS)
 	$(BIN)/python tests/instrumented.py thread -q $(ARGS)
 

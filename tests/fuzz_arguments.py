@@ -219,9 +219,11 @@ def one(functions: Functions, data: bytes) -> None:
         if not (isinstance(given[i], torch.dtype) and isinstance(wrong, int)):  # torch's own operators crash there too
             given[i] = wrong
     args, options = given[: len(args)], dict(zip(options, given[len(args) :], strict=True))
+    # What stands in for the raw operators on other devices than the CPU indexes shapes without a check.
+    allowed = (*DOCUMENTED, IndexError) if name.startswith("ops.") else DOCUMENTED
     try:
         f(*args, **options)
-    except (*DOCUMENTED, *((IndexError,) if name.startswith("ops.") else ())) as error:  # fake kernels, without a check
+    except allowed as error:
         if not str(error) or any(word in str(error) for word in ("std::", "INTERNAL ASSERT")):
             raise AssertionError(f"{name}: {error!r} says nothing") from error
     except Exception as error:

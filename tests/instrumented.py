@@ -3,18 +3,21 @@
     python tests/instrumented.py address [options of pytest]    AddressSanitizer and UndefinedBehaviorSanitizer
     python tests/instrumented.py thread [options of pytest]     ThreadSanitizer
     python tests/instrumented.py coverage [options of pytest]   line coverage of csrc/cpu (gcov) and of the Python part
+    python tests/instrumented.py valgrind                       memcheck: kernels_main.cpp, which runs every kernel
 
 All compile with -O1, for all instruction sets; a line of a kernel counts as covered where one of them ran it.
 ThreadSanitizer does not know torch's OpenMP, so that openmp_threads.c replaces it: the workers of a parallel region are
-then threads whose start and end it sees.
+then threads whose start and end it sees. valgrind knows no AVX-512: it runs the AVX2 kernels as they are built.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -108,8 +111,34 @@ def report(folder: Path) -> bool:
     return share >= GOAL and python.returncode == 0
 
 
+def valgrind(isa: str = "avx2") -> int:
+    """Whether every kernel of an instruction set reads only what is its own and has been written."""
+    if shutil.which("valgrind") is None:
+        sys.exit("instrumented.py: valgrind is not installed (Debian: apt install valgrind)")
+    sys.path.insert(0, str(ROOT))
+    from build_kernels import COMMON, instruction_sets
+
+    folder = ROOT / "build" / "valgrind"
+    folder.mkdir(parents=True, exist_ok=True)
+    flags = ["g++", *COMMON, *instruction_sets()[isa], "-g1", f"-I{ROOT / 'csrc'}", f"-DFCN_ISA={isa}", "-c"]
+    sources = [ROOT / "tests" / "kernels_main.cpp", *(ROOT / "csrc" / "cpu").glob("*.simd.cpp")]
+    sources.append(ROOT / "csrc" / "cpu" / "geometry.cpp")
+    objects = [folder / f"{source.stem}.o" for source in sources]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(lambda s, o: subprocess.run([*flags, str(s), "-o", str(o)], check=True), sources, objects))
+    program = folder / "kernels"
+    subprocess.run(["g++", *map(str, objects), "-o", str(program)], check=True)
+    check = ["valgrind", "-q", "--error-exitcode=9", "--leak-check=full", str(program)]
+    done = subprocess.run(check, capture_output=True, text=True)
+    print(done.stderr, f"{len(done.stdout.splitlines())} results, valgrind's exit status {done.returncode}", sep="")
+    expected = subprocess.run([str(program)], check=True, capture_output=True, text=True).stdout
+    return 0 if done.returncode == 0 and done.stdout == expected else 1
+
+
 def main() -> int:
     kind, arguments = sys.argv[1], sys.argv[2:]
+    if kind == "valgrind":
+        return valgrind()
     library = build(kind)
     tests = [str(ROOT / "tests" / f"test_{name}.py") for name in TESTS.get(kind, [])]
     where = ["-o", f"pythonpath={library} {ROOT}", "--package", str(library)]

@@ -18,12 +18,13 @@ void finish(const Tensor& result, const std::vector<double>& parts) {
 Tensor channel_sum(const Tensor& x) {
   constexpr const char* op = "channel_sum";
   check(x.dim() == 4, op, "x must be [N, C, H, W], got shape ", shape_of(x));
+  const Tensor result = empty_vector(x, {x.size(1)}, arithmetic_dtype(x.scalar_type()));
   ChannelSumArgs args{image_of(op, x), nullptr};
+  if (x.numel() == 0) args.x.batch = 0;  // however many images without a pixel there are
   const Kernels& k = kernels();
   std::vector<double> parts(k.channel_sum_parts(args) * x.size(1));
   args.parts = parts.data();
   for_each_unit(k.channel_sum_units(args), 0, [&](int64_t unit, void*) { k.channel_sum(args, unit); });
-  const Tensor result = empty_vector(x, {x.size(1)}, arithmetic_dtype(x.scalar_type()));
   if (result.scalar_type() == ScalarType::Double) {
     finish<double>(result, parts);
   } else {

@@ -1,0 +1,57 @@
+"""The cases of fuzz_arguments.py without Atheris: some strings of bytes, what such found once, and what is a finding."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from fuzz_arguments import Functions, functions, one
+
+import fcn_kernels as fk
+from fcn_kernels._library import load_extension
+
+SIZE = 40  # bytes that a case reads, mostly
+
+
+@pytest.fixture(scope="module")
+def found() -> Functions:
+    return functions()
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch's, about what is experimental
+def test_a_result_or_a_documented_exception(found: Functions) -> None:
+    source = random.Random(1)
+    for _ in range(600):
+        one(found, source.randbytes(SIZE))
+
+
+def test_every_public_function_is_called(found: Functions) -> None:
+    functions = {name for name in fk.__all__ if name.startswith(("upsample", "score", "conv", "check"))}
+    assert functions <= found.keys()
+    for f, calls in found.values():
+        for args, options in calls[:2]:
+            f(*args, **options)  # right as they stand
+
+
+@pytest.mark.parametrize("error", [AttributeError("x"), MemoryError(), RuntimeError(""), ValueError("std::bad_alloc")])
+def test_what_is_a_finding(error: Exception) -> None:
+    def fails(_: object) -> None:
+        raise error
+
+    with pytest.raises(AssertionError, match="f: "):
+        one({"f": (fails, [((1,), {})])}, b"")
+
+
+def test_a_binary_target_that_is_no_tensor() -> None:
+    with pytest.raises(TypeError, match="upsample_binary_cross_entropy: target must be a tensor, got dtype"):
+        fk.upsample_binary_cross_entropy(torch.randn(1, 1, 2, 2), torch.float32, (4, 4))
+
+
+@pytest.mark.skipif(load_extension() is None, reason="the package was built without C++ kernels")
+def test_many_images_without_a_pixel() -> None:
+    """Took minutes: a row was looked at per image."""
+    none = torch.empty(()).expand(2**31, 3, 2**16, 0)
+    assert torch.ops.fcn_kernels.channel_sum(none).equal(torch.zeros(3))
+    with pytest.raises(RuntimeError, match=r"not enough memory for a tensor of \[1099511627776\]"):
+        torch.ops.fcn_kernels.channel_sum(torch.empty(()).expand(0, 2**40, 1, 1))
