@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .sampling import Sampling
+from .sampling import Sampling, as_float
 
 FLOATING = frozenset((torch.float32, torch.float64, torch.float16, torch.bfloat16))
 LABELS = frozenset((torch.uint8, torch.int16, torch.int32, torch.int64))
@@ -146,7 +146,7 @@ def check_scale(op: str, name: str, value: float) -> float:
     """A finite number."""
     if isinstance(value, Tensor):
         raise TypeError(f"{op}: {name} must be a number, got a tensor (its gradient would be lost)")
-    value = float(value)
+    value = as_float(op, name, value)
     if not -math.inf < value < math.inf:  # also false for NaN
         raise ValueError(f"{op}: {name} must be finite, got {value}")
     return value
@@ -240,7 +240,7 @@ def reduction_code(op: str, reduction: str) -> int:
 
 def check_smoothing(op: str, label_smoothing: float) -> float:
     """A number in [0, 1]."""
-    label_smoothing = float(label_smoothing)
+    label_smoothing = as_float(op, "label_smoothing", label_smoothing)
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"{op}: label_smoothing must lie in [0, 1], got {label_smoothing}")
     return label_smoothing

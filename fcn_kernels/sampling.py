@@ -227,13 +227,22 @@ def _positive(name: str, **values: int) -> None:
             raise ValueError(f"{name}: {what} must be at least 1, got {value}")
 
 
+def as_float(name: str, what: str, value: float) -> float:
+    """A float of any value; an integer beyond all floats is a ValueError."""
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{name}: {what} must be finite, got an integer of {value.bit_length()} bits") from None
+
+
 def _factors(name: str, value: float | Sequence[float]) -> tuple[float, float]:
     if isinstance(value, (tuple, list)):
         if len(value) != 2:
             raise ValueError(f"{name}: scale_factor must be a number or a pair, got {len(value)} values")
-        factors = float(value[0]), float(value[1])
+        first, second = value
     else:
-        factors = float(value), float(value)
+        first = second = value
+    factors = as_float(name, "scale_factor", first), as_float(name, "scale_factor", second)
     for factor in factors:
         if not (math.isfinite(factor) and factor > 0):
             raise ValueError(f"{name}: scale_factor must be positive and finite, got {factor}")

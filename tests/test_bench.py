@@ -41,7 +41,7 @@ def test_interleaved_alternates_and_tells_fast_from_slow():
         order.append(name)
         time.sleep(seconds)
 
-    timings = measure.interleaved({"a": lambda: call("a", 0.004), "b": lambda: call("b", 0.012)}, 0.2, minimum=4)
+    timings = measure.interleaved({"a": lambda: call("a", 0.004), "b": lambda: call("b", 0.05)}, 0.3, minimum=4)
     assert 4 <= timings["a"].median < timings["b"].median
     assert min(t.samples for t in timings.values()) >= 4
     timed = "".join(order[2:])
@@ -67,7 +67,8 @@ def test_peak_memory_of_known_allocations():
     run = [sys.executable, "-c", code]
     output = subprocess.run(run, env=measure.environment("exact", 1), capture_output=True, text=True, check=True)
     for peak, megabytes in zip(output.stdout.split(), known.values(), strict=True):
-        assert abs(int(peak) / 2**20 - megabytes) < 1.5
+        # The kernel counts pages per processor and adds them up now and then: half a megabyte for each that was used.
+        assert abs(int(peak) / 2**20 - megabytes) < 6
 
 
 def test_regimes_reach_the_environment_alone(monkeypatch):

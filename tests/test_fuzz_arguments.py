@@ -1,4 +1,4 @@
-"""The cases of fuzz_arguments.py without Atheris: some strings of bytes, what such found once, and what is a finding."""
+"""The cases of fuzz_arguments.py without Atheris: some strings of bytes, what such found, and what is a finding."""
 
 from __future__ import annotations
 
@@ -46,6 +46,17 @@ def test_what_is_a_finding(error: Exception) -> None:
 def test_a_binary_target_that_is_no_tensor() -> None:
     with pytest.raises(TypeError, match="upsample_binary_cross_entropy: target must be a tensor, got dtype"):
         fk.upsample_binary_cross_entropy(torch.randn(1, 1, 2, 2), torch.float32, (4, 4))
+
+
+def test_integers_beyond_a_float() -> None:
+    x, huge = torch.randn(1, 2, 3, 4), 10**400
+    target = torch.zeros(1, 3, 4, dtype=torch.long)
+    with pytest.raises(ValueError, match="interpolate: scale_factor must be finite, got an integer of 1329 bits"):
+        fk.Sampling.interpolate((3, 4), scale_factor=(huge, 2))
+    with pytest.raises(ValueError, match="upsample_add: skip_scale must be finite"):
+        fk.upsample_add(x, x, (3, 4), skip_scale=huge)
+    with pytest.raises(ValueError, match="upsample_cross_entropy: label_smoothing must be finite"):
+        fk.upsample_cross_entropy(x, target, label_smoothing=huge)
 
 
 @pytest.mark.skipif(load_extension() is None, reason="the package was built without C++ kernels")

@@ -24,7 +24,10 @@ FAR = 2**30 + 8  # elements; twice as far is beyond 2^31
 @pytest.fixture(scope="module")
 def memory() -> Tensor:
     """4.1 GiB of addresses, of which a test touches a few pages."""
-    return torch.empty(2 * FAR + 4096, dtype=torch.float16)
+    try:
+        return torch.empty(2 * FAR + 4096, dtype=torch.float16)
+    except RuntimeError:
+        pytest.skip("this machine does not give out 4.1 GiB of addresses")
 
 
 def far(memory: Tensor, x: Tensor) -> Tensor:
