@@ -303,6 +303,8 @@ def _resized(size: int, output: int, align_corners: bool) -> Axis:
 def _scaled(size: int, factor: float, align_corners: bool) -> Axis:
     """``pos(o) = (o + 1/2) / factor - 1/2``: for factor p / q this is ``(2 q o + q - p) / (2 p)``."""
     _positive("Sampling.interpolate", input_size=size)
+    if not torch.compiler.is_compiling() and _plain(size) and size > _SIZE_LIMIT:
+        raise ValueError(f"Sampling: input size must be from 1 to {_SIZE_LIMIT}, got {size}")
     if factor.is_integer():  # a symbolic size stays a multiple of the input's
         output = size * int(factor)
     elif torch.compiler.is_compiling() or not _plain(size):

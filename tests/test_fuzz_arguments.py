@@ -53,6 +53,8 @@ def test_integers_beyond_a_float() -> None:
     target = torch.zeros(1, 3, 4, dtype=torch.long)
     with pytest.raises(ValueError, match="interpolate: scale_factor must be finite, got an integer of 1329 bits"):
         fk.Sampling.interpolate((3, 4), scale_factor=(huge, 2))
+    with pytest.raises(ValueError, match="input size must be from 1 to 2147483647"):
+        fk.Sampling.interpolate(huge, scale_factor=0.3)
     with pytest.raises(ValueError, match="upsample_add: skip_scale must be finite"):
         fk.upsample_add(x, x, (3, 4), skip_scale=huge)
     with pytest.raises(ValueError, match="upsample_cross_entropy: label_smoothing must be finite"):

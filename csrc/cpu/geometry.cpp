@@ -1,5 +1,9 @@
 #include "geometry.h"
 
+#include <new>
+#include <stdexcept>
+#include <string>
+
 namespace fcn {
 
 namespace {
@@ -17,9 +21,14 @@ GeometryPlan::GeometryPlan(const Sampling& sampling, int64_t batch) {
   geometry_.out_height = sampling.rows.out;
   geometry_.out_width = sampling.cols.out;
   geometry_.clamp = sampling.clamp;
-  plan_columns(sampling.cols);
-  plan_rows(sampling.rows);
-  plan_units(sampling.rows, sampling.clamp, batch);
+  try {
+    plan_columns(sampling.cols);
+    plan_rows(sampling.rows);
+    plan_units(sampling.rows, sampling.clamp, batch);
+  } catch (const std::bad_alloc&) {
+    throw std::runtime_error("fcn_kernels: not enough memory for the geometry of " + std::to_string(sampling.rows.out) +
+                             " x " + std::to_string(sampling.cols.out) + " pixels");
+  }
 }
 
 void GeometryPlan::plan_columns(const Axis& axis) {
