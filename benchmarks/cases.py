@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fcn_kernels.benchmarking.report import JUDGED
+from fcn_kernels.benchmarking.report import ALL, JUDGED
+
+__all__ = ["ALL", "RESULTS", "ROOT", "Case", "bandwidth", "cases", "load"]
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks/results"
-ALL = ("rival", "tuned")
 
 
 def load(name: str) -> dict | None:

@@ -11,7 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fcn_kernels.benchmarking import formulations, measure, memory
+import fcn_kernels
+from fcn_kernels.benchmarking import engines, formulations, grid_workloads, measure, memory, worker
 from fcn_kernels.benchmarking.agreement import Agreement
 from fcn_kernels.benchmarking.report import JUDGED, Report, table
 from fcn_kernels.benchmarking.workload import Goal, Method, Workload, call_of
@@ -121,6 +122,90 @@ def test_photographs_need_no_download_and_give_smooth_scores():
     assert (x[..., 1:] - x[..., :-1]).abs().mean() < 0.5 * (x[..., 8:] - x[..., :-8]).abs().mean()
     assert x.argmax(1).unique().numel() > 5
     assert [s.shape[2] for s in photographs.fcn8s_scores(1, 3)] == [16, 44, 88]
+
+
+@pytest.mark.parametrize("engine", engines.PACKAGES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "upsample_argmax-c21-8x8-64x64",
+        "upsample_add-24x21x70x70",
+        "fcn8s_head-argmax",
+        "upsample_confusion_matrix-c21-64x64-512x512",
+        "score_softmax-k512-c21-16x16",
+        *(f"grid-{name}-forward-float32" for name, operator in grid_workloads.OPERATORS.items() if operator.graph),
+    ],
+)
+def test_engines_agree_with_the_reference(name, engine):
+    if engine not in engines.installed():
+        pytest.skip(f"{engine} is not installed")
+    job = workload(name)
+    tensors = job.make("random")
+    method = job.method(engine)
+    call = call_of(method, tensors)
+    assert Agreement(job, tensors).complaints(method, call()) == []
+    next(iter(tensors.values())).zero_()  # it reads its inputs, and writes its result, in each call
+    assert Agreement(job, tensors).complaints(method, call()) == []
+
+
+def test_an_engine_that_refuses_is_unavailable_and_one_that_errs_is_not_timed(monkeypatch, capsys):
+    def refusing(**tensors):
+        raise RuntimeError("no such node\nas this")
+
+    job = toy(lambda x, target: F.cross_entropy(formulations.interpolate(x, (16, 16)), target))
+    methods = (
+        *job.methods,
+        Method("refuses", "engine", refusing, prepared=True),
+        Method("errs", "engine", lambda **tensors: lambda: torch.zeros(()), prepared=True),
+    )
+    inputs = {name: t.detach() for name, t in job.make("random").items()}
+    job = dataclasses.replace(job, methods=methods, inputs=("random",), make=lambda kind: inputs)
+    found = []
+    monkeypatch.setattr(worker, "_emit", lambda event, **fields: found.append({"event": event} | fields))
+    worker._time(job, [m.name for m in methods], True, 0.01, job.inputs)
+    assert [e["reason"] for e in found if e["event"] == "unavailable"] == ["no such node"]
+    assert [e["method"] for e in found if e["event"] == "disagreement"] == ["errs"]
+    assert [e["method"] for e in found if e["event"] == "timing"] == ["fused", "eager"]
+
+
+def test_every_operator_is_measured_in_both_directions_and_all_dtypes():
+    public = {name for name in fcn_kernels.__all__ if name.startswith(("upsample", "score_", "conv_transpose_"))}
+    assert grid_workloads.OPERATORS.keys() == public
+    assert {job.operator for job in select(None)} >= public  # in a usual run at least once
+    names = {job.name for job in WORKLOADS}
+    for name, operator in grid_workloads.OPERATORS.items():
+        for dtype in ("float64", "float32", "float16", "bfloat16"):
+            assert f"grid-{name}-forward-{dtype}" in names
+            assert (f"grid-{name}-training-{dtype}" in names) == operator.differentiable
+    labels = workload("grid-upsample_argmax-forward-float16")
+    assert labels.traffic == 2 * 21 * 64 * 64 + 8 * 512 * 512
+    training = workload("grid-upsample_add-training-float64")
+    assert training.traffic == 2 * 8 * 21 * (64 * 64 + 2 * 512 * 512)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_rivals_may_round_logits_to_half_and_the_fused_operator_may_not(dtype):
+    job = workload(f"grid-score_argmax-forward-{dtype}")
+    tensors = job.make("random")
+    check = Agreement(job, tensors)
+    rounded = call_of(job.method("eager"), tensors)()
+    assert check.complaints(job.method("eager"), rounded) == []
+    assert check.complaints(dataclasses.replace(job.method("eager"), role="fused"), rounded) != []
+
+
+def test_max_autotune_is_asked_for():
+    job = workload("upsample_argmax-c21-64x64-512x512")
+
+    def names(**options):
+        return bench._methods(job, **{"compiled": True, "autotuned": False, "engines": True} | options)
+
+    tuned = "torch.compile, max-autotune"
+    assert job.method(tuned).mode == "max-autotune"
+    assert "torch.compile" in names()
+    assert tuned not in names()
+    assert tuned in names(autotuned=True)
+    assert not {"torch.compile", tuned} & set(names(compiled=False, autotuned=True))
+    assert not set(engines.PACKAGES) & set(names(engines=False))
 
 
 def test_the_goals_are_all_there():

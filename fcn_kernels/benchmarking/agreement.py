@@ -41,9 +41,8 @@ def _floor(name: str, value: Tensor, oracle: Tensor, tensors: Tensors) -> float:
     return (2e-6 + torch.finfo(value.dtype).eps) * scale + conditioning
 
 
-def _labels_disagree(labels: Tensor, oracle: Tensor, logits: Tensor) -> str | None:
-    """Labels may differ where the oracle's lead of one class over the other is a rounding error."""
-    band = 8 * _SINGLE * logits.abs().max().item()
+def _labels_disagree(labels: Tensor, oracle: Tensor, logits: Tensor, band: float) -> str | None:
+    """Labels may differ where the oracle's lead of one class over the other is a rounding error, below `band`."""
     if labels.shape != oracle.shape:
         return f"labels have shape {tuple(labels.shape)}, not {tuple(oracle.shape)}"
     chosen = logits.gather(1, labels[:, None].long())[:, 0]
@@ -54,9 +53,8 @@ def _labels_disagree(labels: Tensor, oracle: Tensor, logits: Tensor) -> str | No
     return None
 
 
-def _counts_disagree(counts: Tensor, oracle: Tensor, logits: Tensor) -> str | None:
+def _counts_disagree(counts: Tensor, oracle: Tensor, logits: Tensor, band: float) -> str | None:
     """A pixel may be counted for another class where two lead by a rounding error: it is then missing in one place."""
-    band = 8 * _SINGLE * logits.abs().max().item()
     best = logits.topk(2, dim=1).values
     ties = int((best[:, 0] - best[:, 1] <= band).sum())
     moved = int((counts - oracle).abs().sum())
@@ -78,6 +76,12 @@ class Agreement:
         if workload.logits is not None:
             self.logits = workload.logits(**double)
 
+    def _band(self, method: Method) -> float:
+        """Rivals may round logits to the dtype of the inputs; the fused operators compute in float32."""
+        halves = [torch.finfo(t.dtype).eps for t in self.tensors.values() if t.is_floating_point()]
+        eps = _SINGLE if method.role == "fused" else max(_SINGLE, *halves)
+        return 8 * eps * self.logits.abs().max().item()
+
     def complaints(self, method: Method, results: Tensors) -> list[str]:
         """What is wrong with these results of `method`, in sentences; nothing if they agree."""
         found = []
@@ -88,7 +92,7 @@ class Agreement:
                 continue
             if not value.is_floating_point():
                 disagree = _labels_disagree if value.dim() == 3 else _counts_disagree
-                complaint = disagree(value, oracle, self.logits)
+                complaint = disagree(value, oracle, self.logits, self._band(method))
                 found += [complaint] if complaint else []
                 continue
             error, floor = _error(value, oracle), _floor(name, value, oracle, self.tensors)

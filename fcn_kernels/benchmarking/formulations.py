@@ -7,6 +7,7 @@ convolution. (The dense one of the original networks costs C times as much and i
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,25 +20,37 @@ def interpolate(x: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
 
 
-def padded_interpolate(x: Tensor, stride: int, offset: int, size: tuple[int, int]) -> Tensor:
-    """Bilinear transposed convolution, kernel 2s, even stride s, cropped to `size` from `offset`.
+class Window(NamedTuple):
+    """What a bilinear transposed convolution, kernel 2s, even stride s, cropped from `offset`, is in interpolation.
 
     Output o reads position (o + offset + 1/2)/s - 1 of x; interpolation of x from row `first` on reads, for its output
     o', position first + (o' + 1/2)/s - 1/2: hence o' = o + offset - s/2 - s first. Only the rows that the window needs
     are taken, and zeros where it leaves x.
     """
-    window, pads = [], []
-    for length, out in zip(x.shape[2:], size, strict=True):
+
+    start: int  # of x
+    stop: int
+    before: int  # rows of zeros
+    after: int
+    skip: int  # outputs that are interpolated in vain
+
+    @classmethod
+    def of(cls, length: int, out: int, stride: int, offset: int) -> Window:
         first = math.floor((offset + 0.5) / stride - 1)
         last = math.ceil((out - 1 + offset + 0.5) / stride - 1)
-        window.append((max(first, 0), min(last, length - 1), offset - stride // 2 - first * stride))
-        pads = [max(-first, 0), max(last - length + 1, 0), *pads]  # F.pad lists the last axis first
-    (top, bottom, skip_y), (left, right, skip_x) = window
-    x = x[..., top : bottom + 1, left : right + 1]
+        skip = offset - stride // 2 - first * stride
+        return cls(max(first, 0), min(last + 1, length), max(-first, 0), max(last - length + 1, 0), skip)
+
+
+def padded_interpolate(x: Tensor, stride: int, offset: int, size: tuple[int, int]) -> Tensor:
+    """Bilinear transposed convolution, kernel 2s, even stride s, cropped to `size` from `offset`."""
+    rows, columns = (Window.of(length, out, stride, offset) for length, out in zip(x.shape[2:], size, strict=True))
+    x = x[..., rows.start : rows.stop, columns.start : columns.stop]
+    pads = [columns.before, columns.after, rows.before, rows.after]  # F.pad lists the last axis first
     if any(pads):
         x = F.pad(x, pads)
     x = F.interpolate(x, scale_factor=float(stride), mode="bilinear", align_corners=False)
-    return x[..., skip_y : skip_y + size[0], skip_x : skip_x + size[1]]
+    return x[..., rows.skip : rows.skip + size[0], columns.skip : columns.skip + size[1]]
 
 
 def bilinear_filters(channels: int, stride: int, like: Tensor) -> Tensor:  # [channels, 1, 2s, 2s]

@@ -8,6 +8,7 @@ from torch import Tensor
 
 import fcn_kernels
 from fcn_kernels.benchmarking import formulations as torch_ways
+from fcn_kernels.benchmarking.engines import Graph, Value, engines
 from fcn_kernels.benchmarking.workload import (
     IGNORE,
     Goal,
@@ -64,6 +65,12 @@ def _confusion_matrix(
         logits = torch_ways.interpolate(torch_ways.channels_last(x), large)
         return torch_ways.confusion_matrix(logits.max(1).indices, target, classes)
 
+    def graph(g: Graph) -> Value:
+        return g.argmax(g.interpolate(g.input("x"), large))
+
+    def counted(labels: Tensor, target: Tensor, **_: Tensor) -> Tensor:
+        return torch_ways.confusion_matrix(labels, target, classes)
+
     name, title = named("upsample_confusion_matrix", classes, small, large)
     return Workload(
         name,
@@ -74,6 +81,7 @@ def _confusion_matrix(
             Method("fused", "fused", fused),
             *as_written(plain),
             Method("eager, max, channels last", "tuned", maximum),
+            *engines(graph, counted),
         ),
         inputs=("photograph", "random"),
         goals=tuple(Goal("speed-up", speed_up, kind) for kind in ("photograph", "random")) if speed_up else (),

@@ -164,13 +164,15 @@ def rates(seconds: float = 0.3) -> dict[str, object]:
 
 
 def _processor() -> str:
+    """Its name and, since virtual machines call many processors by one name, family and model."""
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
+        first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
     except OSError:
-        pass
-    return platform.processor() or platform.machine()
+        first = ""
+    said = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
+    parts = [said.get("model name") or platform.processor() or platform.machine()]
+    parts += [f"{word} {said[key]}" for word, key in (("family", "cpu family"), ("model", "model")) if key in said]
+    return ", ".join(parts)
 
 
 def _commit() -> str | None:
@@ -192,6 +194,8 @@ def _instruction_set() -> str:
 
 def provenance() -> dict[str, object]:
     """What a number means nothing without."""
+    from fcn_kernels.benchmarking.engines import installed
+
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -201,6 +205,7 @@ def provenance() -> dict[str, object]:
         "fcn_kernels": fcn_kernels.__version__,
         "instruction_set": _instruction_set(),
         "commit": _commit(),
+        "engines": installed(),
         "python": sys.version.split()[0],
         "system": platform.platform(),
         "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

@@ -9,6 +9,7 @@ from fcn_kernels.benchmarking.measure import Timing
 from fcn_kernels.benchmarking.workload import Goal, Workload
 
 JUDGED = "recycling"  # the malloc regime that goals are judged in
+ALL = ("rival", "tuned", "engine")  # the roles of those that do the same job
 
 
 @dataclass
@@ -117,8 +118,9 @@ _COLUMNS = (
     ("eager", 8),
     ("compile", 8),
     ("tuned", 8),
+    ("engine", 8),
     ("speed-up", 9),
-    ("(tuned)", 9),
+    ("(all)", 9),
     ("default malloc", 16),
     ("peak MB: fused", 15),
     ("best", 7),
@@ -126,8 +128,9 @@ _COLUMNS = (
 )
 _LEGEND = """\
 Milliseconds, medians of interleaved calls, ± half the interquartile range; malloc keeps freed memory.
-eager: best of PyTorch's usual formulations; tuned: the same job rewritten for speed (channels last, max for argmax).
-speed-up: best of eager and torch.compile / fused; (tuned): the same with the tuned formulations among the rivals.
+eager: best of PyTorch's usual formulations; compile: best of its modes; tuned: the same job rewritten for speed
+(channels last, max for argmax); engine: best of the inference engines that are installed, which no --instruction-set
+holds back. speed-up: best of eager and torch.compile / fused; (all): tuned and engines among the rivals.
 default malloc: the fused time and its speed-up when large blocks go back to the kernel. Peak: beyond the inputs,
 gradients included, of the fused operator and of its best rival."""
 
@@ -159,32 +162,32 @@ def _goal_text(report: Report, job: Workload, goal: Goal) -> str:
 
 def _row(report: Report, job: Workload, inputs: str) -> list[str]:
     fused = report.timing(job, inputs, "fused")
-    compiled = next((m.name for m in job.methods if m.compiled), None)
-    eager = [
-        t
-        for m in job.methods
-        if m.role == "rival" and not m.compiled and (t := report.timings.get((job.name, JUDGED, inputs, m.name)))
-    ]
-    tuned = [
-        t for m in job.methods if m.role == "tuned" and (t := report.timings.get((job.name, JUDGED, inputs, m.name)))
-    ]
-    at_compile = report.timings.get((job.name, JUDGED, inputs, compiled)) if compiled else None
+
+    def best(role: str, compiled: bool = False) -> str:
+        found = (
+            report.timings.get((job.name, JUDGED, inputs, m.name))
+            for m in job.methods
+            if (m.role, m.compiled) == (role, compiled)
+        )
+        return _number(min((t.median for t in found if t), default=None))
+
     default = report.timing(job, inputs, "fused", "default")
     first = inputs == job.inputs[0]
     rivals = {m: peak for (name, m), peak in report.peaks.items() if name == job.name and m != "fused"}
-    best = report.best(job, inputs)
-    rival_peak = rivals.get(best[0]) if best and best[0] in rivals else min(rivals.values(), default=None)
+    rival = report.best(job, inputs)
+    rival_peak = rivals.get(rival[0]) if rival and rival[0] in rivals else min(rivals.values(), default=None)
     fused_peak = report.peaks.get((job.name, "fused"))
-    tuned_speed_up = report.speed_up(job, inputs, ("rival", "tuned"))
+    against_all = report.speed_up(job, inputs, ALL)
     goals = "; ".join(filter(None, (_goal_text(report, job, goal) for goal in job.goals if goal.inputs == inputs)))
     return [
         inputs,
         f"{_number(fused.median)} ±{100 * fused.spread:.0f}%" if fused else "",
-        _number(min((t.median for t in eager), default=None)),
-        _number(at_compile.median if at_compile else None),
-        _number(min((t.median for t in tuned), default=None)),
+        best("rival"),
+        best("rival", compiled=True),
+        best("tuned"),
+        best("engine"),
         _ratio(report.speed_up(job, inputs)),
-        f"({_ratio(tuned_speed_up)})" if tuned_speed_up and any(m.role == "tuned" for m in job.methods) else "",
+        f"({_ratio(against_all)})" if any(m.role in ALL[1:] for m in job.methods) else "",
         f"{_number(default.median)}, {_ratio(report.speed_up(job, inputs, regime='default'))}" if default else "",
         _number(fused_peak / 1e6) if first and fused_peak is not None else "",
         _number(rival_peak / 1e6) if first and rival_peak is not None else "",

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import fcn_kernels
+from fcn_kernels.benchmarking.engines import Graph, Value, engines
 from fcn_kernels.benchmarking.workload import Goal, Method, Tensors, Workload, as_written, random_inputs
 
 NEVER_SLOWER, MANY_CLASSES = 1.0, 0.8  # what score_softmax must reach, the latter for 1000 classes
@@ -32,6 +33,9 @@ def _softmax(features: int, classes: int, side: int, *, extended: bool = True) -
     def plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return _convolution(x, weight, bias).softmax(1)
 
+    def graph(g: Graph) -> Value:
+        return g.softmax(g.score(g.input("x"), g.tensors["weight"], g.tensors["bias"]))
+
     name, title = _name("score_softmax", features, classes, side)
     return Workload(
         name,
@@ -42,6 +46,7 @@ def _softmax(features: int, classes: int, side: int, *, extended: bool = True) -
             Method("fused", "fused", fcn_kernels.score_softmax),
             *as_written(plain),
             Method("eager, channels last", "tuned", plain, channels_last=True),
+            *engines(graph),
         ),
         inputs=("random",),
         goals=(Goal("speed-up", MANY_CLASSES if classes >= 1000 else NEVER_SLOWER, "random"),),

@@ -47,14 +47,14 @@ def _time(job: Workload, names: list[str], check: bool, seconds: float, kinds: S
         agreement = Agreement(job, tensors) if check else None
         for method in methods_for(job, names, inputs):
             if method.compiled:
-                _emit("step", text=f"{job.name}: torch.compile")
-            call = call_of(method, tensors)
+                _emit("step", text=f"{job.name}: {method.name}")
             try:
+                call = call_of(method, tensors)
                 start = time.perf_counter()
                 results = call()
                 first = time.perf_counter() - start
             except Exception as error:
-                if not method.compiled:
+                if not (method.compiled or method.prepared):
                     raise
                 reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 _emit("unavailable", workload=job.name, method=method.name, reason=reason[:200])

@@ -17,9 +17,11 @@ Tensors = dict[str, Tensor]
 @dataclass(frozen=True)
 class Method:
     name: str
-    role: str  # fused, rival, tuned, yardstick
+    role: str  # fused, rival, tuned, engine, yardstick
     function: Callable[..., Tensor]  # called with the workload's tensors by name
     compiled: bool = False
+    mode: str | None = None  # of torch.compile
+    prepared: bool = False  # the function only prepares, untimed, and returns the call
     channels_last: bool = False  # the floating 4-d inputs are laid out so beforehand, untimed
 
 
@@ -56,11 +58,11 @@ class Workload:
         return next(method for method in self.methods if method.name == name)
 
 
-def call_of(method: Method, tensors: Tensors, mode: str | None = None) -> Callable[[], Tensors]:
-    """A call that does the job once, and the backward pass where an input wants a gradient, returning all results.
-
-    `mode` is that of `torch.compile`, where the method is compiled.
-    """
+def call_of(method: Method, tensors: Tensors) -> Callable[[], Tensors]:
+    """A call that does the job once, and the backward pass where an input wants a gradient, returning all results."""
+    if method.prepared:
+        run = method.function(**tensors)
+        return lambda: {"result": run()}
     if method.channels_last:
         tensors = {
             name: t.detach().contiguous(memory_format=torch.channels_last).requires_grad_(t.requires_grad)
@@ -68,7 +70,9 @@ def call_of(method: Method, tensors: Tensors, mode: str | None = None) -> Callab
             else t
             for name, t in tensors.items()
         }
-    function = torch.compile(method.function, dynamic=False, mode=mode) if method.compiled else method.function
+    function = method.function
+    if method.compiled:
+        function = torch.compile(function, dynamic=False, mode=method.mode)
     leaves = {name: t for name, t in tensors.items() if t.requires_grad}
     if not leaves:
 
@@ -121,4 +125,8 @@ def progressions(classes: int, small: tuple[int, int], large: tuple[int, int], f
 
 
 def as_written(plain: Callable[..., Tensor]) -> tuple[Method, ...]:
-    return Method("eager", "rival", plain), Method("torch.compile", "rival", plain, compiled=True)
+    return (
+        Method("eager", "rival", plain),
+        Method("torch.compile", "rival", plain, compiled=True),
+        Method("torch.compile, max-autotune", "rival", plain, compiled=True, mode="max-autotune"),
+    )

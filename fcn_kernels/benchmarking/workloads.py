@@ -1,10 +1,12 @@
 """Every workload of `fcn-kernels bench` and of the suites in benchmarks/, by name: inputs, methods, goals, traffic.
 
-The families of score convolutions and of binary and evaluation heads stand in files of their own.
+The families of score convolutions and of binary and evaluation heads stand in files of their own, and so does the grid
+of every operator in both directions and all dtypes.
 A workload is one job on tensors of one geometry. Its methods are the fused operator, its rivals (PyTorch as it is
-usually written, eager and compiled), tuned rivals (the same job rewritten for speed: stricter, reported beside) and
-yardsticks (a part of the job that no method can avoid). Inputs come in kinds, since speed may depend on values:
-"photograph" (scores of features of real photographs, smooth), "random" (normal, sd 1) and "hot" (normal, sd 10).
+usually written, eager and compiled), tuned rivals (the same job rewritten for speed: stricter, reported beside),
+inference engines (see engines.py) and yardsticks (a part of the job that no method can avoid). Inputs come in kinds,
+since speed may depend on values: "photograph" (scores of features of real photographs, smooth), "random" (normal, sd 1)
+and "hot" (normal, sd 10).
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ import fcn_kernels
 from fcn_kernels import Sampling
 from fcn_kernels.benchmarking import formulations as torch_ways
 from fcn_kernels.benchmarking import photographs
+from fcn_kernels.benchmarking.engines import Graph, Value, engines
+from fcn_kernels.benchmarking.grid_workloads import GRID
 from fcn_kernels.benchmarking.head_workloads import HEADS
 from fcn_kernels.benchmarking.score_workloads import SCORES
 from fcn_kernels.benchmarking.workload import (
@@ -96,13 +100,14 @@ def _argmax(
     small: tuple[int, int],
     large: tuple[int, int],
     *,
+    batch: int = 1,
     random: float | None = None,
     smooth: float | None = None,
     quick: bool = False,
     extended: bool = False,
 ) -> Workload:
     def make(kind: str) -> Tensors:
-        return {"x": small_scores(kind, 1, classes, small, large)}
+        return {"x": small_scores(kind, batch, classes, small, large)}
 
     def logits(x: Tensor) -> Tensor:
         return torch_ways.interpolate(x, large)
@@ -116,6 +121,9 @@ def _argmax(
     def maximum(x: Tensor) -> Tensor:
         return logits(torch_ways.channels_last(x)).max(1).indices
 
+    def graph(g: Graph) -> Value:
+        return g.argmax(g.interpolate(g.input("x"), large))
+
     goals = []
     if random and smooth:
         goals = [Goal("speed-up", smooth, "photograph"), Goal("speed-up", random, "random")]
@@ -123,15 +131,20 @@ def _argmax(
     return Workload(
         name,
         "upsample_argmax",
-        f"N=1 {title}",
+        f"N={batch} {title}",
         make,
-        (Method("fused", "fused", fused), *as_written(plain), Method("eager, max, channels last", "tuned", maximum)),
+        (
+            Method("fused", "fused", fused),
+            *as_written(plain),
+            Method("eager, max, channels last", "tuned", maximum),
+            *engines(graph),
+        ),
         inputs=("photograph", "random"),
         goals=tuple(goals),
         logits=logits,
         # reads x; writes labels
-        traffic=4 * classes * small[0] * small[1] + 8 * large[0] * large[1],
-        full=4 * classes * large[0] * large[1],
+        traffic=batch * (4 * classes * small[0] * small[1] + 8 * large[0] * large[1]),
+        full=4 * batch * classes * large[0] * large[1],
         quick=quick,
         extended=extended,
     )
@@ -142,12 +155,12 @@ def _softmax(
     small: tuple[int, int],
     large: tuple[int, int],
     *,
-    dtype: torch.dtype = torch.float32,
+    batch: int = 1,
     speed_up: float | None = None,
     extended: bool = False,
 ) -> Workload:
     def make(kind: str) -> Tensors:
-        return {"x": small_scores(kind, 1, classes, small, large).to(dtype)}
+        return {"x": small_scores(kind, batch, classes, small, large)}
 
     def fused(x: Tensor) -> Tensor:
         return fcn_kernels.upsample_softmax(x, large)
@@ -155,21 +168,23 @@ def _softmax(
     def plain(x: Tensor) -> Tensor:
         return torch_ways.interpolate(x, large).softmax(1)
 
+    def graph(g: Graph) -> Value:
+        return g.softmax(g.interpolate(g.input("x"), large))
+
     name, title = named("upsample_softmax", classes, small, large)
-    suffix = "" if dtype == torch.float32 else str(dtype)[6:]
     return Workload(
-        f"{name}-{suffix}" if suffix else name,
+        name,
         "upsample_softmax",
-        f"N=1 {title} {suffix}".rstrip(),
+        f"N={batch} {title}",
         make,
-        (Method("fused", "fused", fused), *as_written(plain)),
+        (Method("fused", "fused", fused), *as_written(plain), *engines(graph)),
         inputs=("photograph", "random"),
         goals=tuple(Goal("speed-up", speed_up, kind) for kind in ("photograph", "random")) if speed_up else (),
         # reads x; writes probabilities
-        traffic=torch.finfo(dtype).bits // 8 * classes * (small[0] * small[1] + large[0] * large[1]),
+        traffic=4 * batch * classes * (small[0] * small[1] + large[0] * large[1]),
         # two exponentials of 16, seeds and sums of each pixel; multiplications, and shuffles into the order of pixels
-        operations=progressions(classes, small, large, 32, 2 + 2 + 3),
-        full=4 * classes * large[0] * large[1],
+        operations=batch * progressions(classes, small, large, 32, 2 + 2 + 3),
+        full=4 * batch * classes * large[0] * large[1],
         extended=extended,
     )
 
@@ -198,6 +213,9 @@ def _add(batch: int, channels: int, *, speed_up: float | None = None, quick: boo
         y = torch_ways.depthwise_deconvolution(x, filters, 0, large)
         return y + torch_ways.cropped(skip, offset, large)
 
+    def graph(g: Graph) -> Value:
+        return g.add(g.transposed(g.input("x"), 2, 0, large), g.cropped(g.input("skip"), (offset, offset), large))
+
     def addition(skip: Tensor, y: Tensor, **_: Tensor) -> Tensor:
         return y + torch_ways.cropped(skip, offset, large)
 
@@ -212,6 +230,7 @@ def _add(batch: int, channels: int, *, speed_up: float | None = None, quick: boo
             *as_written(padded),
             Method("depthwise deconvolution", "rival", depthwise),
             Method("depthwise deconvolution, channels last", "rival", depthwise, channels_last=True),
+            *engines(graph),
             Method("y + skip", "yardstick", addition),
         ),
         inputs=("random",),
@@ -353,6 +372,13 @@ def _fcn8s(end: str, *, speed_up: float | None = None, quick: bool = False) -> W
         y = logits(*map(torch_ways.channels_last, (fr, pool4, pool3)))
         return torch_ways.cross_entropy_rows(y, target) if end == "cross_entropy" else y.max(1).indices
 
+    def graph(g: Graph) -> Value:
+        x, pool4, pool3 = map(g.input, names)
+        x = g.add(g.transposed(x, 2, 0, (34, 34)), g.cropped(pool4, (5, 5), (34, 34)))
+        x = g.add(g.transposed(x, 2, 0, (70, 70)), g.cropped(pool3, (9, 9), (70, 70)))
+        x = g.transposed(x, 8, 31, size)
+        return g.argmax(x) if end == "argmax" else g.softmax(x)
+
     methods = [
         Method("fused", "fused", fused),
         *as_written(padded),
@@ -360,6 +386,8 @@ def _fcn8s(end: str, *, speed_up: float | None = None, quick: bool = False) -> W
     ]
     if end != "softmax":
         methods.append(Method("eager, channels last", "tuned", tuned))
+    if end != "cross_entropy":
+        methods += engines(graph)
     inputs = ("photograph", "random")
     small = 4 * classes * (16 * 16 + 34 * 34 + 70 * 70)
     return Workload(
@@ -391,22 +419,15 @@ def _fcn8s(end: str, *, speed_up: float | None = None, quick: bool = False) -> W
 # Small logits of the memory goal: 8 * 150 * 128 * 128 float32. Allowed: three times as much, and 8 MB.
 _MEMORY = 3 * 8 * 150 * 128 * 128 * 4 + 8 * 10**6
 
-# Asked for by name or with --all: COCO-Stuff (171 classes), heatmaps of ImageNet's 1000, maps of 64 pixels, all dtypes.
-_FAMILY = (
-    *(
-        make(classes, small, large, extended=True)
-        for classes, small, large in (
-            (171, (80, 80), (640, 640)),
-            (1000, (12, 12), (96, 96)),
-            (21, (8, 8), (64, 64)),
-        )
-        for make in (_cross_entropy, _argmax, _softmax)
-    ),
-    *(
-        make(21, (64, 64), (512, 512), dtype=dtype, extended=True)
-        for dtype in (torch.float64, torch.float16, torch.bfloat16)
-        for make in (_cross_entropy, _softmax)
-    ),
+# Asked for by name or with --all: COCO-Stuff (171 classes), heatmaps of ImageNet's 1000, maps of 64 pixels.
+_FAMILY = tuple(
+    make(classes, small, large, extended=True)
+    for classes, small, large in (
+        (171, (80, 80), (640, 640)),
+        (1000, (12, 12), (96, 96)),
+        (21, (8, 8), (64, 64)),
+    )
+    for make in (_cross_entropy, _argmax, _softmax)
 )
 
 WORKLOADS: tuple[Workload, ...] = (
@@ -433,6 +454,7 @@ WORKLOADS: tuple[Workload, ...] = (
     *SCORES,
     _unet(1024, 28, 64),
     _unet(128, 196, 568),
+    *GRID,
     *_FAMILY,
 )
 

@@ -1,4 +1,5 @@
-"""`fcn-kernels bench`: fused heads against eager PyTorch and torch.compile, on features of real photographs."""
+"""`fcn-kernels bench`: fused heads against eager PyTorch, torch.compile and inference engines that are installed, on
+features of real photographs."""
 
 from __future__ import annotations
 
@@ -19,9 +20,13 @@ _SECONDS = {"full": 6.0, "quick": 1.0}  # per workload; half of it in the defaul
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="a few workloads, in less than a minute")
     parser.add_argument("--only", metavar="NAME", help="only the workloads with NAME in their name (see --list)")
-    parser.add_argument("--all", action="store_true", help="every member of every family of workloads (half an hour)")
+    parser.add_argument("--all", action="store_true", help="every member of every family of workloads (over an hour)")
     parser.add_argument("--list", action="store_true", help="print the names of the workloads and stop")
-    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    compiling = parser.add_mutually_exclusive_group()
+    compiling.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    compiling.add_argument(
+        "--max-autotune", action="store_true", help="torch.compile in that mode too (its compiler takes minutes more)"
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
     parser.add_argument(
         "--instruction-set",
@@ -63,8 +68,9 @@ class _Progress:
             self._bar.close()
 
 
-def _methods(job: Workload, *, compiled: bool) -> list[str]:
-    return [m.name for m in job.methods if compiled or not m.compiled]
+def _methods(job: Workload, *, compiled: bool, autotuned: bool, engines: bool) -> list[str]:
+    wanted = (m for m in job.methods if engines or m.role != "engine")
+    return [m.name for m in wanted if not m.compiled or (compiled and (autotuned or m.mode is None))]
 
 
 def _contenders(report: Report, job: Workload, *, quick: bool) -> list[str]:
@@ -75,7 +81,13 @@ def _contenders(report: Report, job: Workload, *, quick: bool) -> list[str]:
 
 
 def measure_all(
-    jobs: list[Workload], *, quick: bool, compiled: bool, threads: int | None, instruction_set: str | None
+    jobs: list[Workload],
+    *,
+    quick: bool,
+    compiled: bool,
+    autotuned: bool = False,
+    threads: int | None,
+    instruction_set: str | None,
 ) -> Report:
     """Times and checks the workloads in the judged malloc regime, times the contenders in the default one, and takes
     their peak memory."""
@@ -86,14 +98,19 @@ def measure_all(
     compiled_jobs = (
         timed if compiled and not quick else [j for j in timed if j.operator == "upsample_argmax"][:compiled]
     )
-    steps = sum(2 * (len(job.inputs) + 1) for job in timed) + len(compiled_jobs) + 2 * len(with_memory)
+    steps = sum(2 * (len(job.inputs) + 1) for job in timed) + 2 * len(with_memory)
+    steps += len(compiled_jobs) * (1 + autotuned)
     progress = _Progress(steps)
     seconds = _SECONDS["quick" if quick else "full"]
     try:
         request = {"task": "time", "threads": threads, "instruction_set": instruction_set, "seconds": seconds}
         request["rates"] = not quick
         request["jobs"] = [
-            {"workload": job.name, "methods": _methods(job, compiled=job in compiled_jobs), "check": True}
+            {
+                "workload": job.name,
+                "methods": _methods(job, compiled=job in compiled_jobs, autotuned=autotuned, engines=not quick),
+                "check": True,
+            }
             for job in timed
         ]
         collect(report, events(request, JUDGED), JUDGED, progress.step)
@@ -131,6 +148,7 @@ def run(args: argparse.Namespace) -> int:
         jobs,
         quick=args.quick,
         compiled=not args.no_compile,
+        autotuned=args.max_autotune,
         threads=args.threads,
         instruction_set=args.instruction_set,
     )
