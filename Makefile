@@ -11,7 +11,7 @@
 #   make compat   one wheel with several versions of torch, which it installs (gigabytes), and without kernels
 #   make coverage line coverage of the Python part and of csrc/cpu
 #   make bench    the main job in full, every workload with its goal (about ten minutes)
-#   make bench-check    whether ratios to the rivals are still those of the committed results (a minute)
+#   make bench-check    whether ratios to the rivals are still those recorded for this processor (a minute)
 #   make results  measures again what is committed in benchmarks/results (an hour; a quiet machine), then make report
 #   make report   tables and pictures of README.md and docs/ from the committed results
 #   make suites   the pytest-benchmark suites

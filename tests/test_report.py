@@ -125,47 +125,103 @@ def test_other_peoples_models_and_their_goals():
 # --- make bench-check ---
 
 
+RECORDED = {"median": 8.0, "fastest": 8.0}
+
+
 def run_of(fused_times):
     """A measurement whose fused method takes these milliseconds, attempt by attempt."""
     asked = []
 
-    def run(keys, provenance, seconds):
-        asked.append((list(keys), seconds))
-        return {c.key: c for c in cases.cases(data(workload(fused_times[len(asked) - 1], 8.0))) if c.key in keys}
+    def run(names, seconds):
+        asked.append((list(names), seconds))
+        return {"toy-c21": next(cases.cases(data(workload(fused_times[len(asked) - 1], 8.0))))}
 
     return run, asked
 
 
 @pytest.mark.parametrize(
-    ("fused_times", "good", "attempts"),
-    [((1.3,), True, 1), ((1.4, 1.4, 1.4), False, 3), ((1.4, 1.2), True, 2)],
-    ids=["within a quarter", "below it every time", "below it once"],
+    ("fused_times", "share", "good", "attempts"),
+    [
+        ((1.3,), check.SAME, True, 1),
+        ((1.4, 1.4, 1.4), check.SAME, False, 3),
+        ((1.4, 1.2), check.SAME, True, 2),
+        ((1.9,), check.OTHER, True, 1),
+        ((2.1, 2.1, 2.1), check.OTHER, False, 3),
+    ],
+    ids=["within a quarter", "below it every time", "below it once", "another processor", "below half of it"],
 )
-def test_check_fails_what_stays_more_than_a_quarter_below(monkeypatch, fused_times, good, attempts):
+def test_check_fails_what_stays_below_its_share(monkeypatch, fused_times, share, good, attempts):
     run, asked = run_of(fused_times)
     monkeypatch.setattr(check, "run", run)
-    committed = next(cases.cases(data(workload(1.0, 8.0))))
-    (verdict,) = check.check({committed.key: committed}, {})
+    (verdict,) = check.check({"toy-c21": check.Expected(RECORDED, share)})
     assert (verdict.good, len(asked)) == (good, attempts)
     assert verdict.kept == pytest.approx(1 / min(fused_times))
     assert [seconds for _, seconds in asked] == sorted(seconds for _, seconds in asked)
 
 
-def test_check_measures_and_the_command_fails_where_the_committed_ratio_was_higher(monkeypatch, capsys):
-    committed = cases.load("cpu-avx2")
-    (found,) = (w for w in committed["workloads"] if w["name"] == "upsample_add-24x21x70x70")
-    committed["workloads"] = [found]
-    committed["provenance"]["instruction_set"] = "baseline"  # every processor has it
-    monkeypatch.setattr(check, "WORKLOADS", (found["name"],))
+def test_check_takes_the_better_of_two_statistics_and_no_compiled_rival_nor_engine():
+    found = workload(1.0, 8.0)
+    quicker = {"median": 0.1, "low": 0.1, "high": 0.1, "fastest": 0.1, "samples": 5}
+    found["milliseconds"][JUDGED]["photograph"] |= {"torch.compile": quicker, "an engine": quicker}
+    found["roles"] |= {"torch.compile": "rival", "an engine": "engine"}
+    case = next(cases.cases(data(found)))
+    assert case.ratio(cases.ALL) == pytest.approx(0.1)
+    verdict = check.compare(check.Expected({"median": 16.0, "fastest": 10.0}, check.SAME), case)
+    assert (verdict.recorded, verdict.ratio, verdict.kept) == (10, 8, 0.8)
+
+
+def test_a_processor_is_held_to_its_own_ratios_and_another_to_half_of_the_lowest(monkeypatch):
+    monkeypatch.setattr(check, "WORKLOADS", ("a", "b"))
+    entries = {
+        "P": {"ratios": {"a": {"median": 8.0, "fastest": 4.0}}},
+        "Q": {"ratios": {"a": {"median": 6.0, "fastest": 5.0}, "b": {"median": 2.0, "fastest": 2.0}}},
+    }
+    assert check.expectations(entries, "Q")["a"] == check.Expected({"median": 6.0, "fastest": 5.0}, check.SAME)
+    lowest = check.expectations(entries, "R")["a"]
+    assert lowest == check.Expected({"median": 6.0, "fastest": 4.0}, check.OTHER)
+    assert check.expectations(entries, "P")["b"].share == check.OTHER  # younger than its entry
+    assert check.expectations({}, "P") == {}
+
+
+@pytest.fixture
+def quick_check(monkeypatch, tmp_path):
+    """bench-check of one workload, on what every processor has, with results of its own."""
+    name = "upsample_add-24x21x70x70"
+    monkeypatch.setattr(cases, "RESULTS", tmp_path)
+    monkeypatch.setattr(check, "RESULTS", tmp_path)
+    monkeypatch.setattr(check, "WORKLOADS", (name,))
     monkeypatch.setattr(check, "SECONDS", (0.1, 0.1))
-    monkeypatch.setattr(check, "load", lambda name: committed)
+    monkeypatch.setattr(check, "INSTRUCTION_SET", "baseline")
+    monkeypatch.setattr(check, "THREADS", 1)
     monkeypatch.setattr(check.measure, "restrict", lambda instruction_set: None)
-    fused = found["milliseconds"][JUDGED]["random"]["fused"]
-    for factor, code, word in ((1e3, 0, "ok"), (1e-3, 1, "SLOWER")):
-        slower = {statistic: factor * fused[statistic] for statistic in ("median", "fastest")}
-        found["milliseconds"][JUDGED]["random"]["fused"] = fused | slower
-        assert check.main() == code
-        assert word in capsys.readouterr().out
+    return tmp_path / "bench-check.json", name
+
+
+def test_check_records_measures_and_fails_where_the_recorded_ratio_was_higher(quick_check, capsys):
+    file, name = quick_check
+    assert check.main([]) == 2
+    assert f"bench-check.json has no {name}" in capsys.readouterr().err
+    file.write_text(json.dumps({"Abacus": {"ratios": {name: {"median": 1e-3, "fastest": 1e-3}}}}))
+    assert check.main([]) == 0
+    said = capsys.readouterr().out
+    assert "what falls below 0.5 of the lowest ratio of Abacus fails" in said
+    assert check.main(["--record"]) == 0
+    entries = json.loads(file.read_text())
+    here = check.measure.provenance()
+    assert entries.keys() == {"Abacus", here["processor"]}
+    assert entries[here["processor"]]["commit"] == here["commit"]
+    ratios = entries[here["processor"]]["ratios"][name]
+    for factor, code, word in ((1e-3, 0, "ok"), (1e3, 1, "SLOWER")):
+        entries[here["processor"]]["ratios"][name] = {s: factor * r for s, r in ratios.items()}
+        file.write_text(json.dumps(entries))
+        assert check.main([]) == code
+        said = capsys.readouterr().out
+        assert word in said
+        assert "nothing is recorded" not in said
+
+
+def test_every_workload_of_the_check_is_recorded():
+    assert check.expectations(cases.load(check.NAME), "another").keys() == set(check.WORKLOADS)
 
 
 # --- what else the report shows ---
@@ -220,8 +276,14 @@ def test_commands_write_what_the_report_reads(monkeypatch, tmp_path):
 
 def test_suites_say_what_a_time_is_to_be_judged_by(tmp_path):
     found = tmp_path / "suite.json"
-    one = ["-k", "c21-8x8-64x64-random-fused", "--benchmark-min-rounds=2", "--benchmark-max-time=0.01", "--peak-memory"]
-    run = [sys.executable, "-m", "pytest", "benchmarks/bench_upsample_softmax.py", *one, f"--benchmark-json={found}"]
+    one = [
+        "-k",
+        "upsample_softmax-c21-8x8-64x64-random-fused",
+        "--benchmark-min-rounds=2",
+        "--benchmark-max-time=0.01",
+        "--peak-memory",
+    ]
+    run = [sys.executable, "-m", "pytest", "benchmarks/bench_operators.py", *one, f"--benchmark-json={found}"]
     subprocess.run(run, check=True, cwd=cases.ROOT, capture_output=True)
     (benchmark,) = json.loads(found.read_text())["benchmarks"]
     info = benchmark["extra_info"]
