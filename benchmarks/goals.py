@@ -78,15 +78,26 @@ def of_sweep(data: dict | None) -> Iterator[Row]:
     worst: dict[str, tuple] = {}
     for line in [] if data is None else data["lines"]:
         found = (*worst_step(line), line["axis"])
-        worst[line["operator"]] = max(worst.get(line["operator"], found), found)
+        layout = line.get("layout", "contiguous")
+        key = f"`{line['operator']}`" + ("" if layout == "contiguous" else f" in {layout}")
+        worst[key] = max(worst.get(key, found), found)
     for operator, (ratio, a, b, axis) in worst.items():
-        what = f"`{operator}`: time per output between neighbouring sizes, the largest step"
+        what = f"{operator}: time per output between neighbouring sizes, the largest step"
         measured = f"{number(ratio)}x ({axis} {number(a)}, {number(b)})"
         yield Row(what, f"at most {number(LIMIT)}x", measured, ratio <= LIMIT)
 
 
 def of_networks(data: dict | None) -> Iterator[Row]:
     data = data or {}
+    agreement = data.get("agreement")
+    error = agreement and max(row["error"] for row in agreement)
+    lead = agreement and max(row["their lead"] for row in agreement)
+    yield Row(
+        "FCN-8s against eager PyTorch with its weights, all sizes: logits, and two labels' lead where they differ",
+        "at most 1e-5 of the largest logit",
+        f"{error:.1g}, {lead:.1g}" if agreement else None,
+        bool(agreement and max(error, lead) <= 1e-5),
+    )
     heads, sliding = data.get("head"), data.get("sliding")
     share = heads and heads["fused share"]
     yield Row(
@@ -111,6 +122,40 @@ def of_networks(data: dict | None) -> Iterator[Row]:
         )
 
 
+GPU = (  # as benchmarks/gpu_operators.py knows them in full
+    ("`upsample`, `upsample_add`, both directions, maps of 100 MB and more", "at least 90% of copy bandwidth"),
+    ("`upsample_softmax`", "at least 85% of copy bandwidth"),
+    ("`upsample_cross_entropy` N=8 C=150, 128 -> 512", "at least 25x eager, 10x `torch.compile`; below 100 MB"),
+    ("`upsample_cross_entropy` N=16 C=21, 64 -> 512", "at least 20x eager, 8x `torch.compile`"),
+    ("`upsample_cross_entropy` N=4 C=19, 128x256 -> 1024x2048 bfloat16", "at least 20x eager, 8x `torch.compile`"),
+    ("`upsample_argmax`, the same maps", "at least 20x eager, 5x `torch.compile`"),
+    ("`score_softmax` K=4096 C=21, 16x16 to 128x128, batch 1 to 32", "at least 1.5x eager and 1x the fastest rival"),
+    ("FCN-8s head after the scores, 500x500, CUDA graph", "at most 3x the latency of its launches"),
+)
+
+
+def of_gpu(data: dict | None) -> Iterator[Row]:
+    if data is None:
+        yield from (Row(what, goal, None) for what, goal in GPU)
+        return
+    for row in data["rows"]:
+        for goal in row["goals"]:
+            value, measured = goal["goal"], goal["measured"]
+            match goal["against"]:
+                case "memory":
+                    asked, shown = f"at most {number(value / 1e6)} MB", lambda v: f"{number(v / 1e6)} MB"
+                case "copy":
+                    asked, shown = f"at least {value:.0%} of copy bandwidth", lambda v: f"{v:.0%}"
+                case "launches":
+                    asked, shown = f"at most {number(value)}x the latency of its launches", lambda v: f"{number(v)}x"
+                case rival:
+                    who = "the fastest rival" if rival == "rivals" else f"`{rival}`"
+                    asked, shown = f"at least {number(value)}x {who}", lambda v: f"{number(v)}x"
+            floor = f"{number(row['floor_ms'])} ms" if "floor_ms" in row else ""
+            text = None if measured is None else shown(measured)
+            yield Row(f"`{row['operator']}` {row['title']}", asked, text, bool(goal["reached"]), floor)
+
+
 def of_drop_in(data: dict | None) -> Iterator[Row]:
     from benchmarks.drop_in import GOALS, TITLES
 
@@ -130,6 +175,9 @@ def of_drop_in(data: dict | None) -> Iterator[Row]:
             yield Row(
                 f"{TITLES[key]}: peak memory", f"at most {number(100 * most)}%", measured, bool(row and share <= most)
             )
+    leads = [row["their_lead"] for row in found.values() if "their_lead" in row]
+    what = "label maps before and after, all models: the lead of two labels where they differ"
+    yield Row(what, "at most 1e-5", f"{max(leads):.1g}" if leads else None, bool(leads) and max(leads) <= 1e-5)
 
 
 def of_story(data: dict | None) -> Iterator[Row]:
@@ -159,4 +207,5 @@ def rows(bench: dict) -> dict[str, list[Row]]:
         "Overhead": [*of_overhead(load("overhead"))],
         "Networks": [*of_networks(load("fcn8s")), *of_story(load("story"))],
         "Other people's models": [*of_drop_in(load("drop-in"))],
+        "On a GPU": [*of_gpu(load("gpu/operators"))],
     }

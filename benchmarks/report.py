@@ -3,8 +3,9 @@
     python -m benchmarks.report        # or: make report
 
 Reads results/cpu-avx2.json (all workloads) and, where they are there: cpu-avx2-scores.json (every score convolution),
-cpu-avx2-1thread.json, sweep-avx2.json, scaling.json, overhead.json, end-to-end.json, fcn8s.json, story.json,
-drop-in.json.
+cpu-avx2-grid.json (every operator in both directions and all dtypes), cpu-avx2-1thread.json, sweep-avx2.json,
+scaling.json, overhead.json, end-to-end.json, low-precision.json, fcn8s.json, story.json, drop-in.json, and what
+gpu.sh leaves in gpu/.
 docs/performance.md says which command writes which. Ends with 1 if a loss has no reason in losses.json.
 """
 
@@ -16,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
-from benchmarks import drop_in, goals
+from benchmarks import drop_in, goals, low_precision
 from benchmarks.cases import ALL, ROOT, Case, cases, load
 from benchmarks.goals import number
 
@@ -31,9 +32,11 @@ def markdown(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 def provenance(data: dict) -> str:
     p = data["provenance"]
     threads = f"{p['threads']} thread{'s' * (p['threads'] != 1)}"
-    return (
-        f"{p['processor']}, {threads}, {p['instruction_set'].upper()} for all; torch {p['torch']}; commit {p['commit']}"
-    )
+    took_part = {name for workload in data.get("workloads", ()) for name in workload["roles"]}
+    engines = [f"{name} {version}" for name, version in p.get("engines", {}).items() if name in took_part]
+    but = f" but {' and '.join(engines)}, which choose for themselves" if engines else ""
+    held = f"{p['instruction_set'].upper()} for all{but}"
+    return f"{p['processor']}, {threads}, {held}; torch {p['torch']}; commit {p['commit']}"
 
 
 # --- the README's table ---
@@ -41,23 +44,25 @@ def provenance(data: dict) -> str:
 
 def _row(case: Case, first: bool) -> list[str]:
     peaks = {m: number(b / 1e6) for m, b in case.workload["peak_bytes"].items()}
-    compiled = case.times.get("torch.compile")
-    tuned = case.best(("tuned",))
+    compiled = [times["median"] for method, times in case.times.items() if method.startswith("torch.compile")]
+    others = case.best(ALL[1:])
+    engine = case.best(("engine",))
     return [
         case.title.replace("` ", "`<br>") if first else "",
         case.inputs,
         number(case.fused()),
         number(case.times["eager"]["median"]),
-        number(compiled["median"]) if compiled else "-",
+        number(min(compiled)) if compiled else "-",
+        f"{number(engine[1])} ({engine[0]})" if engine else "-",
         f"**{number(case.ratio())}x**",
-        f"{number(case.ratio(ALL))}x" if tuned else "-",
+        f"{number(case.ratio(ALL))}x" if others else "-",
         f"{number(100 * case.floor / case.fused())}" if case.floor else "",
         f"{peaks['fused']} / {peaks.get('eager', '-')}" if first and peaks else "",
     ]
 
 
 def table(data: dict) -> list[str]:
-    titles = ["workload", "inputs", "fused", "eager", "compiled", "speed-up", "against tuned, too", "% of floor"]
+    titles = ["workload", "inputs", "fused", "eager", "compiled", "engine", "speed-up", "against all", "% of floor"]
     titles.append("peak MB, fused / eager")
     found, rows, seen = list(cases(data)), [], set()
     for case in found:
@@ -67,7 +72,7 @@ def table(data: dict) -> list[str]:
         if workload["name"] not in seen and workload["peak_bytes"]:
             peaks = {m: number(b / 1e6) for m, b in workload["peak_bytes"].items()}
             name = f"`{workload['operator']}`<br>{workload['title']}"
-            rows.append([name, "", "", "", "", "", "", "", f"{peaks['fused']} / {peaks.get('eager', '-')}"])
+            rows.append([name, *[""] * (len(titles) - 2), f"{peaks['fused']} / {peaks.get('eager', '-')}"])
     return [
         "![Time of the best rival over that of the fused operator](docs/speed-up.png)",
         "",
@@ -75,8 +80,10 @@ def table(data: dict) -> list[str]:
         "",
         *markdown(titles, rows),
         "",
+        "Compiled is the best of `torch.compile`'s modes, engine that of ONNX Runtime and OpenVINO on the same job.",
         "Speed-up: against the best of eager, `torch.compile` and, where there is one, depthwise deconvolution; then",
-        "with the job rewritten for speed among the rivals (channels last, flattened pixels, `max` for `argmax`).",
+        "with engines and the job rewritten for speed among the rivals (channels last, flattened pixels, `max` for",
+        "`argmax`).",
         "The floor is the longer of two times: a copy of as many bytes as must move, a matrix product of as many",
         "multiply-adds as the operator has vector operations (rows that take over what their neighbours computed can",
         "pass 100%). Memory is beyond the inputs. malloc keeps freed memory, for all alike.",
@@ -162,6 +169,10 @@ def end_to_end(data: dict) -> list[str]:
     return [f"{provenance(data)}. Peak memory is beyond weights and inputs.", "", *markdown(titles, rows)]
 
 
+def low_precisions(data: dict) -> list[str]:
+    return [f"{provenance(data)}.", "", *low_precision.table(data)]
+
+
 def replace(file: Path, name: str, lines: Sequence[str]) -> None:
     """What stands between the markers NAME:begin and NAME:end."""
     begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
@@ -182,8 +193,9 @@ def main() -> int:
         return 2
     docs, page = ROOT / "docs", ROOT / "docs/performance.md"
     found = list(cases(data))
-    scores = load("cpu-avx2-scores")
-    family = {case.key: case for case in found} | {case.key: case for case in (cases(scores) if scores else ())}
+    family = {case.key: case for case in found}
+    for name in ("cpu-avx2-scores", "cpu-avx2-grid"):
+        family |= {case.key: case for case in cases(load(name) or {"workloads": []})}
     lost, complaints = losses(family.values(), json.loads(REASONS.read_text(encoding="utf-8")))
 
     plots.speed_ups(found, docs / "speed-up.png")
@@ -191,7 +203,7 @@ def main() -> int:
     replace(page, "goals", goal_tables(data))
     replace(page, "losses", lost)
     pictures = []
-    if data["provenance"].get("rates"):
+    if any(case.copying and case.computing for case in found):
         plots.roofline(found, docs / "roofline.png")
         pictures += ["![Vector operations per byte and per second of every workload](roofline.png)", ""]
     if (sweep := load("sweep-avx2")) is not None:
@@ -201,7 +213,7 @@ def main() -> int:
         pictures += ["![Time over classes, side, stride and batch; memory over classes](scaling.png)", ""]
         pictures.append(f"{provenance(measured)}.")
     replace(page, "pictures", pictures)
-    for name, make in (("overhead", overhead), ("end-to-end", end_to_end)):
+    for name, make in (("overhead", overhead), ("end-to-end", end_to_end), ("low-precision", low_precisions)):
         measured = load(name)
         replace(page, name, ["Not yet measured."] if measured is None else make(measured))
     if (measured := load("drop-in")) is not None:

@@ -29,7 +29,7 @@ VALUES = {
     "classes": [2, 4, 8, 19, 21, 32, 64, 150, 256, 512, 1000, 2048, 4096],
     "side": [64, 128, 256, 512, 1024, 2048, 4096],  # of the output, at stride 8
     "stride": [2, 3, 4, 6, 8, 12, 16, 24, 32],  # of 32x32 pixels
-    "batch": [1, 2, 4, 8, 16],  # of the loss alone: the other workloads have one image
+    "batch": [1, 2, 4, 8, 16],
     "threads": [],  # all of this machine
 }
 MEMORY = "memory over classes"
@@ -84,8 +84,6 @@ def main() -> None:
     lines: dict[str, dict] = {}
     for axis in args.axes:
         for operator in MAKE:
-            if axis == "batch" and operator != "upsample_cross_entropy":
-                continue
             found = lines.setdefault(axis, {}).setdefault(operator, {m: [] for m in METHODS})
             values = (
                 list(range(1, (os.cpu_count() or 1) + 1)) if axis == "threads" else VALUES.get(axis, VALUES["classes"])

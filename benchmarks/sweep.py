@@ -60,7 +60,12 @@ CLASSES = [
 SIDES = [7, 8, 9, 11, 13, 15, 16, 17, 20, 24, 31, 32, 33, 40, 48, 63, 64, 65, 80, 96, 127, 128, 129, 130]
 STRIDES = [1, 1.25, 1.5, 5 / 3, 2, 2.5, 3, 3.7, 4, 5, 6, 7, 7.5, 8, 9, 11, 12, 15, 16, 17, 20, 24, 27, 31, 32]
 LIMIT = 2.0  # of the time per output between neighbours
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 Call = Callable[[], object]
+
+
+def image(layout: str, *shape: int) -> Tensor:
+    return torch.randn(shape).contiguous(memory_format=LAYOUTS[layout])
 
 
 def gradient_of(loss: Callable[[], Tensor], *leaves: Tensor) -> Call:
@@ -81,9 +86,9 @@ class Upsampled:
     def __init__(self, make: Callable[[Tensor, fk.Sampling, Tensor], Call]) -> None:
         self.make = make
 
-    def case(self, classes: int, side: int, stride: float) -> tuple[Call, int]:
+    def case(self, layout: str, classes: int, side: int, stride: float) -> tuple[Call, int]:
         size = int(side * stride)
-        x = torch.randn(1, classes, side, side)
+        x = image(layout, 1, classes, side, side)
         target = torch.randint(0, classes, (1, size, size), dtype=torch.uint8 if classes <= 256 else torch.int16)
         return self.make(x, fk.Sampling.interpolate((side, side), (size, size)), target), classes * size * size
 
@@ -92,9 +97,9 @@ class Binary(Upsampled):
     axes = ("side", "stride")
     standard = {"classes": 1, "side": 96, "stride": 8}  # noqa: RUF012
 
-    def case(self, classes: int, side: int, stride: float) -> tuple[Call, int]:
+    def case(self, layout: str, classes: int, side: int, stride: float) -> tuple[Call, int]:
         size = int(side * stride)
-        x = torch.randn(1, classes, side, side)
+        x = image(layout, 1, classes, side, side)
         target = torch.randint(0, 2, (1, classes, size, size), dtype=torch.uint8)
         return self.make(x, fk.Sampling.interpolate((side, side), (size, size)), target), classes * size * size
 
@@ -109,8 +114,8 @@ class Score:
     def __init__(self, make: Callable[[Tensor, Tensor, Tensor, Tensor], Call]) -> None:
         self.make = make
 
-    def case(self, classes: int, side: int) -> tuple[Call, int]:
-        x = torch.randn(1, self.features, side, side)
+    def case(self, layout: str, classes: int, side: int) -> tuple[Call, int]:
+        x = image(layout, 1, self.features, side, side)
         weight, bias = torch.randn(classes, self.features) / 16, torch.randn(classes)
         target = torch.randint(0, classes, (1, side, side))
         return self.make(x, weight, bias, target), classes * side * side
@@ -125,14 +130,14 @@ class Deconvolution:
         self.depthwise = depthwise
         self.standard = {"classes": 21, "side": 64, "stride": 4}
 
-    def case(self, classes: int, side: int, stride: float) -> tuple[Call, int]:
+    def case(self, layout: str, classes: int, side: int, stride: float) -> tuple[Call, int]:
         if stride != int(stride):
             raise ValueError("a transposed convolution has an integer stride")
         stride, groups = int(stride), classes if self.depthwise else 1
-        x = torch.randn(1, classes, side, side, requires_grad=True)
+        x = image(layout, 1, classes, side, side).requires_grad_()
         weight = torch.randn(classes, classes // groups, 2 * stride, 2 * stride, requires_grad=True)
         size = (side + 1) * stride
-        grad = torch.randn(1, classes, size, size)
+        grad = image(layout, 1, classes, size, size)
 
         def call() -> None:
             x.grad = weight.grad = None
@@ -140,6 +145,25 @@ class Deconvolution:
 
         work = classes * size * size * (1 if self.depthwise else classes)
         return call, work
+
+
+class UpConvolution:
+    """U-Net's 2x2 up-convolution of [1, C, side, side] beside as many channels, forward and backward."""
+
+    axes = ("classes", "side")
+    standard = {"classes": 32, "side": 64}  # noqa: RUF012
+
+    def case(self, layout: str, classes: int, side: int) -> tuple[Call, int]:
+        x = image(layout, 1, 2 * classes, side, side).requires_grad_()
+        skip = image(layout, 1, classes, 2 * side, 2 * side).requires_grad_()
+        weight = torch.randn(2 * classes, classes, 2, 2, requires_grad=True)
+        grad = image(layout, 1, 2 * classes, 2 * side, 2 * side)
+
+        def call() -> None:
+            x.grad = skip.grad = weight.grad = None
+            fk.conv_transpose_concat(x, weight, skip, stride=2).backward(grad)
+
+        return call, 4 * side * side * classes * classes
 
 
 def cross_entropy(x: Tensor, sampling: fk.Sampling, target: Tensor) -> Call:
@@ -158,14 +182,16 @@ def score_cross_entropy(x: Tensor, weight: Tensor, bias: Tensor, target: Tensor)
 
 
 def upsample_add(x: Tensor, sampling: fk.Sampling, target: Tensor) -> Call:
-    skip = torch.randn(1, x.shape[1], *sampling.output_size)
+    layout = "contiguous" if x.is_contiguous() else "channels_last"
+    skip = image(layout, 1, x.shape[1], *sampling.output_size)
     return lambda: fk.upsample_add(x, skip, sampling)
 
 
-OPERATORS: dict[str, Upsampled | Score | Deconvolution] = {
+OPERATORS: dict[str, Upsampled | Score | Deconvolution | UpConvolution] = {
     "upsample": Upsampled(lambda x, s, _: lambda: fk.upsample(x, s)),
     "upsample_add": Upsampled(upsample_add),
     "upsample_softmax": Upsampled(lambda x, s, _: lambda: fk.upsample_softmax(x, s)),
+    "upsample_log_softmax": Upsampled(lambda x, s, _: lambda: fk.upsample_log_softmax(x, s)),
     "upsample_argmax": Upsampled(lambda x, s, _: lambda: fk.upsample_argmax(x, s)),
     "upsample_cross_entropy": Upsampled(cross_entropy),
     "upsample_confusion_matrix": Upsampled(
@@ -174,10 +200,12 @@ OPERATORS: dict[str, Upsampled | Score | Deconvolution] = {
     "upsample_sigmoid": Binary(lambda x, s, _: lambda: fk.upsample_sigmoid(x, s)),
     "upsample_binary_cross_entropy": Binary(binary_cross_entropy),
     "score_softmax": Score(lambda x, w, b, _: lambda: fk.score_softmax(x, w, b)),
+    "score_log_softmax": Score(lambda x, w, b, _: lambda: fk.score_log_softmax(x, w, b)),
     "score_argmax": Score(lambda x, w, b, _: lambda: fk.score_argmax(x, w, b)),
     "score_cross_entropy": Score(score_cross_entropy),
     "conv_transpose_add, depthwise": Deconvolution(True),
     "conv_transpose_add, dense": Deconvolution(False),
+    "conv_transpose_concat": UpConvolution(),
 }
 VALUES = {"classes": CLASSES, "side": SIDES, "stride": STRIDES}
 
@@ -204,17 +232,20 @@ def fastest(calls: list[Call], seconds: float) -> list[float]:
     return best
 
 
-def sweep(name: str, axis: str, threads: int, seconds: float) -> dict:
-    """Nanoseconds per output value along one axis."""
+def sweep(name: str, axis: str, threads: int, seconds: float, layout: str = "contiguous") -> dict:
+    """Nanoseconds per output value (where there is a product: per multiply-add of channels) along one axis."""
     operator = OPERATORS[name]
     values = VALUES[axis]
     if isinstance(operator, Deconvolution):
         values = [v for v in values if v == int(v) and (axis != "classes" or operator.depthwise or v <= 65)]
     torch.set_num_threads(threads)
-    cases = [operator.case(**operator.standard | {axis: value}) for value in values]
+    if isinstance(operator, UpConvolution) and axis == "classes":
+        values = [v for v in values if v <= 65]
+    cases = [operator.case(layout, **operator.standard | {axis: value}) for value in values]
     times = fastest([call for call, _ in cases], seconds)
     per_output = [1e9 * t / work for t, (_, work) in zip(times, cases, strict=True)]
-    return {"operator": name, "axis": axis, "threads": threads, "values": values, "ns_per_output": per_output}
+    found = {"operator": name, "axis": axis, "threads": threads, "layout": layout}
+    return found | {"values": values, "ns_per_output": per_output}
 
 
 def worst_step(line: dict) -> tuple[float, float, float]:
@@ -228,6 +259,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=OPERATORS, default=list(OPERATORS), metavar="OPERATOR")
     parser.add_argument("--threads", nargs="+", type=int, default=[1])
+    parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
     parser.add_argument("--instruction-set", choices=measure.INSTRUCTION_SETS)
     parser.add_argument("--seconds", type=float, default=6, help="per line")
     parser.add_argument("--json", type=Path)
@@ -240,12 +272,13 @@ def main() -> None:
     lines = []
     for name in args.only:
         for axis in OPERATORS[name].axes:
-            for threads in args.threads:
-                line = sweep(name, axis, threads, args.seconds)
+            for threads, layout in itertools.product(args.threads, args.layouts):
+                line = sweep(name, axis, threads, args.seconds, layout)
                 lines.append(line)
                 ratio, a, b = worst_step(line)
                 mark = "" if ratio <= LIMIT else "   <-- above the limit"
-                print(f"{name:30} {axis:8} {threads} threads: {ratio:5.2f}x between {a:g} and {b:g}{mark}", flush=True)
+                what = f"{name:30} {axis:8} {layout:14} {threads} threads"
+                print(f"{what}: {ratio:5.2f}x between {a:g} and {b:g}{mark}", flush=True)
     if args.json:
         args.json.write_text(json.dumps({"provenance": measure.provenance(), "lines": lines}, indent=1) + "\n")
 

@@ -201,6 +201,7 @@ def test_max_autotune_is_asked_for():
 
     tuned = "torch.compile, max-autotune"
     assert job.method(tuned).mode == "max-autotune"
+    assert workload("conv_transpose_concat-128x196x196").method(tuned).compiled
     assert "torch.compile" in names()
     assert tuned not in names()
     assert tuned in names(autotuned=True)

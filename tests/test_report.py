@@ -5,10 +5,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 pytest.importorskip("matplotlib")
 
-from benchmarks import cases, check, drop_in, goals, plots, report, scaling
+from benchmarks import cases, check, drop_in, goals, low_precision, plots, report, scaling, sweep
 from fcn_kernels.benchmarking import memory
 from fcn_kernels.benchmarking.report import JUDGED
 
@@ -54,6 +55,33 @@ def test_a_case_knows_its_rivals_and_its_floor():
     assert photograph.floor == photograph.copying
 
 
+def with_everyone(fused):
+    """A workload that an engine and the compiler's slower mode have run, too."""
+    found = workload(fused, 8.0, 3.0)
+    times = found["milliseconds"][JUDGED]["photograph"]
+    for name, role, ms in (
+        ("torch.compile", "rival", 5.0),
+        ("torch.compile, max-autotune", "rival", 4.0),
+        ("OpenVINO", "engine", 2.0),
+    ):
+        times[name] = times["eager"] | {"median": ms, "fastest": ms}
+        found["roles"][name] = role
+    return found
+
+
+def test_engines_and_the_best_of_the_compiler_stand_in_the_table():
+    bench = data(with_everyone(1.0))
+    bench["provenance"]["engines"] = {"ONNX Runtime": "1", "OpenVINO": "2026.4"}
+    photograph, random = cases.cases(bench)
+    assert report._row(photograph, True)[2:8] == ["1", "8", "4", "2 (OpenVINO)", "**4x**", "2x"]
+    assert report._row(random, False)[5] == "2 (OpenVINO)"
+    assert "AVX2 for all but OpenVINO 2026.4, which choose for themselves; torch 2" in report.provenance(bench)
+    assert "AVX2 for all; torch 2" in report.provenance(data(workload(1.0, 8.0)))
+    lines, complaints = report.losses(cases.cases(data(with_everyone(2.5))), [])
+    assert "2.5 ms against 2 ms of `OpenVINO` (0.8x)" in lines[1]
+    assert len(complaints) == 2
+
+
 def test_a_loss_stands_with_its_reason_or_is_complained_about():
     lost = list(cases.cases(data(workload(1.0, 8.0, 0.5), workload(1.0, 8.0, 3.0, name="toy-c150", title="C=150"))))
     reasons = [{"workloads": "toy-*", "rivals": "eager", "reason": "Not this one."}]
@@ -73,6 +101,62 @@ def test_a_goal_that_is_missed_stands_in_bold_with_what_the_floor_allows():
     assert row.cells == ["`toy` C=21, photograph", "at least 9x", "**8x**", "0.699 ms: 11.4x"]
     (row,) = goals.of_scores(None)
     assert row.cells[2] == "not yet measured"
+
+
+def test_goals_on_a_gpu():
+    unmeasured = [row.cells for row in goals.of_gpu(None)]
+    assert all(cells[2] == "not yet measured" for cells in unmeasured)
+    assert any("25x eager" in cells[1] for cells in unmeasured)
+    judged = [
+        {"against": "eager", "goal": 25, "measured": 30.0, "reached": True},
+        {"against": "rivals", "goal": 1.0, "measured": None, "reached": None},
+        {"against": "copy", "goal": 0.9, "measured": 0.85, "reached": False},
+        {"against": "memory", "goal": 100e6, "measured": 50e6, "reached": True},
+        {"against": "launches", "goal": 3, "measured": 2.0, "reached": True},
+    ]
+    rows = list(goals.of_gpu({"rows": [{"operator": "toy", "title": "C=1", "floor_ms": 0.5, "goals": judged}]}))
+    assert [row.cells for row in rows] == [
+        ["`toy` C=1", "at least 25x `eager`", "30x", "0.5 ms"],
+        ["`toy` C=1", "at least 1x the fastest rival", "not yet measured", "0.5 ms"],
+        ["`toy` C=1", "at least 90% of copy bandwidth", "**85%**", "0.5 ms"],
+        ["`toy` C=1", "at most 100 MB", "50 MB", "0.5 ms"],
+        ["`toy` C=1", "at most 3x the latency of its launches", "2x", "0.5 ms"],
+    ]
+
+
+def test_sweeps_judge_every_layout(monkeypatch):
+    lines = [
+        {"operator": "toy", "axis": "side", "threads": 1, "values": [1, 2, 3], "ns_per_output": [1, 3, 4]},
+        {"operator": "toy", "axis": "side", "threads": 1, "values": [1, 2, 3], "ns_per_output": [1, 1, 1.5]}
+        | {"layout": "channels_last"},
+    ]
+    first, second = goals.of_sweep({"lines": lines})
+    assert (first.measured, first.reached) == ("3x (side 1, 2)", False)
+    assert second.what.startswith("`toy` in channels_last: ")
+    assert second.reached
+    assert sweep.image("channels_last", 1, 2, 4, 4).stride() == (32, 1, 8, 2)
+    monkeypatch.setattr(sweep.torch, "set_num_threads", lambda threads: None)
+    line = sweep.sweep("conv_transpose_concat", "side", 1, 0.01, "channels_last")
+    assert line["layout"] == "channels_last"
+    assert len(line["ns_per_output"]) == len(sweep.SIDES)
+
+
+def test_low_precision_pays_where_it_is_faster_and_keeps_its_accuracy(monkeypatch):
+    target = torch.tensor([[[0, 1, 1, 255]]])
+    single = torch.tensor([[[0, 1, 1, 1]]])
+    found = low_precision.kept(torch.tensor([[[0, 1, 0, 0]]]), single, target)
+    assert found == {"labels that agree": 0.5, "change": pytest.approx(-1 / 3)}
+    assert low_precision.kept(torch.tensor(1.01), torch.tensor(1.0), None) == {"change": pytest.approx(0.01)}
+    step = low_precision.quantised(torch.tensor([[-2.0, 1.0], [0.5, 0.25]]), (1,))
+    assert step[0].tolist() == [[-127, 64], [127, 64]]
+    monkeypatch.setattr(low_precision, "HEADS", {"C=3 64x64 -> 512x512": (3, 8)})
+    monkeypatch.setattr(low_precision, "SCORES", {"K=8 C=3 64x64": (8, 3, 8)})
+    rows = list(low_precision.rows(0.05))
+    assert {row["precision"] for row in rows} == {"float32", "bfloat16", "float16", "int8"}
+    assert len(rows) == 4 * 4
+    assert all(row["labels that agree"] > 0.9 for row in rows if "labels that agree" in row)
+    rows[1] |= {"pays": True, "labels that agree": 0.9991, "change": -0.0002}
+    assert low_precision.table({"rows": rows})[3].endswith("| 99.910% | -0.020% | yes |")
 
 
 def test_between_the_markers_and_nowhere_else(tmp_path):
