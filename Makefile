@@ -12,7 +12,7 @@
 #   make coverage line coverage of the Python part and of csrc/cpu
 #   make bench    the main job in full, every workload with its goal (about ten minutes)
 #   make bench-check    whether ratios to the rivals are still those recorded for this processor (a minute)
-#   make results  measures again what is committed in benchmarks/results (an hour; a quiet machine), then make report
+#   make results  measures again what is committed in benchmarks/results (hours; a quiet machine), then make report
 #   make report   tables and pictures of README.md and docs/ from the committed results
 #   make suites   the pytest-benchmark suites
 #   make codegen  what Triton's compiler makes of every kernel for four GPUs, without one (about an hour)
@@ -85,22 +85,25 @@ bench-check: $(INSTALLED)
 
 results: RESULTS := benchmarks/results
 results: AVX2 := --instruction-set avx2
-results: $(INSTALLED)
-	$(BIN)/fcn-kernels bench $(AVX2) --json $(RESULTS)/cpu-avx2.json
-	$(BIN)/fcn-kernels bench $(AVX2) --only score_ --json $(RESULTS)/cpu-avx2-scores.json
+results: $(VENV)/.engines
+	$(BIN)/fcn-kernels bench $(AVX2) --max-autotune --json $(RESULTS)/cpu-avx2.json
+	$(BIN)/fcn-kernels bench $(AVX2) --max-autotune --only 'score_*' --json $(RESULTS)/cpu-avx2-scores.json
+	$(BIN)/fcn-kernels bench $(AVX2) --only 'grid-*' --json $(RESULTS)/cpu-avx2-grid.json
 	$(BIN)/fcn-kernels bench $(AVX2) --threads 1 --no-compile --json $(RESULTS)/cpu-avx2-1thread.json
 	$(BIN)/python -m benchmarks.sweep $(AVX2) --json $(RESULTS)/sweep-avx2.json
 	$(BIN)/python -m benchmarks.scaling $(AVX2) --json $(RESULTS)/scaling.json
 	$(BIN)/python -m benchmarks.bench_overhead --json $(RESULTS)/overhead.json
 	$(BIN)/python -m benchmarks.end_to_end --json $(RESULTS)/end-to-end.json
+	$(BIN)/python -m benchmarks.low_precision --json $(RESULTS)/low-precision.json
 	$(BIN)/python -m benchmarks.fcn8s --json $(RESULTS)/fcn8s.json
+	$(BIN)/python -m benchmarks.check --record
 	$(BIN)/python -m benchmarks.report
 
 report: $(INSTALLED)
 	$(BIN)/python -m benchmarks.report
 
 suites: $(INSTALLED)
-	$(BIN)/python -m pytest benchmarks $(ARGS)
+	$(BIN)/python -m pytest benchmarks --peak-memory $(ARGS)
 
 codegen: $(INSTALLED)
 	$(BIN)/python -m fcn_kernels.benchmarking.codegen --json benchmarks/results/triton-codegen.json --markdown docs/triton-codegen.md $(ARGS)
@@ -122,7 +125,7 @@ cuda: $(VENV)/.tools
 	$(BIN)/python -m fcn_kernels.benchmarking.machine_code --json benchmarks/results/cuda-machine-code.json
 
 clean:
-	rm -rf build dist *.egg-info fcn_kernels/_C*.so $(VENV)/.installed-* $(VENV)/.libraries
+	rm -rf build dist *.egg-info fcn_kernels/_C*.so $(VENV)/.installed-* $(VENV)/.libraries $(VENV)/.engines
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -138,6 +141,10 @@ $(VENV)/.libraries: $(INSTALLED)
 	$(PIP) "transformers==5.23.*" accelerate pillow
 	$(PIP) --no-deps "torchvision==0.29.*" "segmentation-models-pytorch==0.6.*" timm torchmetrics lightning-utilities
 	$(PIP) onnx onnxscript onnxruntime
+	@touch $@
+
+$(VENV)/.engines: $(INSTALLED)
+	$(PIP) onnx onnxruntime openvino
 	@touch $@
 
 $(INSTALLED): $(VENV)/.tools $(SOURCES)

@@ -54,7 +54,7 @@ def of_workloads(data: dict) -> Iterator[Row]:
 
 
 def of_scores(data: dict | None) -> Iterator[Row]:
-    found = [] if data is None else [c for c in cases(data) if c.workload["operator"] == "score_softmax"]
+    found = [] if data is None else [c for c in cases(data) if c.workload["name"].startswith("score_softmax-")]
     ratios = [ratio for c in found if "-c1000-" not in c.workload["name"] and (ratio := c.ratio())]
     middle = statistics.median(ratios) if ratios else None
     what = f"`score_softmax`, the median of {len(ratios) or 'all'} shapes with 19 to 150 classes"

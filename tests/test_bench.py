@@ -308,6 +308,7 @@ def test_select_by_name():
     assert [job.name for job in select("fcn8s_head-arg")] == ["fcn8s_head-argmax"]
     assert 2 <= len(select(None, quick=True)) < len(select(None)) < len(select(None, extended=True)) == len(WORKLOADS)
     assert len(select("score_softmax")) > 20  # by name the whole family
+    assert {job.name.partition("-")[0] for job in select("score_*")} == {"score_softmax", "score_cross_entropy"}
     with pytest.raises(ValueError, match="no workload's name contains 'nothing'"):
         select("nothing")
 

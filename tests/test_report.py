@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("matplotlib")
 
-from benchmarks import cases, check, drop_in, goals, low_precision, plots, report, scaling, sweep
+from benchmarks import bench_overhead, cases, check, drop_in, goals, low_precision, plots, report, scaling, sweep
 from fcn_kernels.benchmarking import memory
 from fcn_kernels.benchmarking.report import JUDGED
 
@@ -309,6 +309,28 @@ def test_every_workload_of_the_check_is_recorded():
 
 
 # --- what else the report shows ---
+
+
+@pytest.mark.parametrize(
+    "device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+)
+@pytest.mark.parametrize("name", bench_overhead.OPERATORS)
+def test_every_boundary_computes_what_the_native_calls_do(name, device):
+    found = bench_overhead.calls(name, compiled=False, device=device)
+    boundaries = {"operator", "function"}
+    if bench_overhead.operators(device)[name].differentiable:
+        boundaries |= {"operator, recording", "recording", bench_overhead.TRAINING}
+    if device == "cuda":
+        boundaries |= {b.replace("function", "CUDA graph") for b in boundaries if b.startswith("function")}
+    assert found.keys() >= boundaries
+    for boundary, (fused, native, wanted) in found.items():
+        with torch.set_grad_enabled(wanted):
+            ours, theirs = fused(), native()
+        assert (ours is None) == (theirs is None) == ("backward" in boundary or "graph" in boundary)
+        if ours is not None:
+            ours = ours[0] if isinstance(ours, (tuple, list)) else ours
+            torch.testing.assert_close(ours.detach().float().sum(), theirs.detach().float().sum())
+            assert ours.requires_grad == theirs.requires_grad == (wanted and ours.is_floating_point())
 
 
 def test_commands_write_what_the_report_reads(monkeypatch, tmp_path):

@@ -11,6 +11,8 @@ and "hot" (normal, sd 10).
 
 from __future__ import annotations
 
+from fnmatch import fnmatch
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -468,9 +470,10 @@ def workload(name: str) -> Workload:
 
 
 def select(pattern: str | None, quick: bool = False, extended: bool = False) -> list[Workload]:
-    """Workloads whose name contains `pattern`; without one those that stand for their family, or all, or the quick."""
+    """Workloads whose name contains `pattern` or, where that has a *, is like it; without one those that stand for their
+    family, or all, or the quick."""
     if pattern:
-        found = [w for w in WORKLOADS if pattern in w.name]
+        found = [w for w in WORKLOADS if (fnmatch(w.name, pattern) if "*" in pattern else pattern in w.name)]
         if not found:
             known = "\n  ".join(w.name for w in WORKLOADS)
             raise ValueError(f"no workload's name contains {pattern!r}; the names are\n  {known}")
