@@ -470,8 +470,8 @@ def workload(name: str) -> Workload:
 
 
 def select(pattern: str | None, quick: bool = False, extended: bool = False) -> list[Workload]:
-    """Workloads whose name contains `pattern` or, where that has a *, is like it; without one those that stand for their
-    family, or all, or the quick."""
+    """Workloads whose name contains `pattern` or, where that has a *, is like it; without one those that stand for
+    their family, or all, or the quick."""
     if pattern:
         found = [w for w in WORKLOADS if (fnmatch(w.name, pattern) if "*" in pattern else pattern in w.name)]
         if not found:
