@@ -18,7 +18,7 @@
 #   make codegen  what Triton's compiler makes of every kernel for four GPUs, without one (about an hour)
 #   make lint     ruff and clang-format
 #   make format   what ruff and clang-format can mend
-#   make cuda     compile the CUDA part too (needs nvcc, not a GPU)
+#   make cuda     compile the CUDA part too (needs nvcc, not a GPU), and write what became of every kernel to CODE
 #   make clean    remove what was built, but not .venv
 # ARGS adds options: make bench ARGS=--list, make test ARGS="-k argmax".
 PYTHON ?= python3
@@ -29,6 +29,8 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 EXTRAS := demo,bench,test,triton,lint
 # A GPU that is visible gets its kernels; elsewhere the CPU part alone keeps the build short.
 BUILD := $(shell nvidia-smi -L 2>/dev/null | grep -q GPU && echo auto || echo cpu)
+
+CODE ?= benchmarks/results/cuda-machine-code.json
 
 INSTALLED := $(VENV)/.installed-$(BUILD)
 SOURCES := $(wildcard csrc/* csrc/cpu/* csrc/cuda/*) setup.py build_kernels.py pyproject.toml
@@ -122,7 +124,7 @@ cuda: $(VENV)/.tools
 	FCN_KERNELS_BUILD=cuda $(PIP) --no-build-isolation -e ".[$(EXTRAS)]"
 	@touch $(INSTALLED)
 	$(BIN)/fcn-kernels info
-	$(BIN)/python -m fcn_kernels.benchmarking.machine_code --json benchmarks/results/cuda-machine-code.json
+	$(BIN)/python -m fcn_kernels.benchmarking.machine_code --json $(CODE)
 
 clean:
 	rm -rf build dist *.egg-info fcn_kernels/_C*.so $(VENV)/.installed-* $(VENV)/.libraries $(VENV)/.engines
