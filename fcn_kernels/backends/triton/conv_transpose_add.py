@@ -312,7 +312,7 @@ def transposed(
     with device_of(x):
         dense_kernel[(programs * stride[0] * stride[1] * groups * n,)](
             x, taps, other, y, groups, inputs, outputs, *sizes, *x.stride(), *taps.stride()[:3], *tail,
-            **blocks, **common,
+            **blocks, **common, **registers(8),
         )  # fmt: skip
 
 

@@ -223,7 +223,7 @@ def launch(
         return partial
     splits, chunk = splits_of(programs, k, 256, block_k)
     blocks = triton.cdiv(classes, block_c)
-    exact = fp32 == "ieee" and x.dtype.itemsize == 4 and blocks > 1  # tiles in registers beside the running maxima
+    beside = x.dtype.itemsize == 4 and blocks > 1  # the tile stands in registers beside the running maxima
     parts = x
     if splits > 1:
         parts = matmul_parts(flat.mT, weight.t().expand(n, -1, -1), splits, chunk, x.dtype, fp32)
@@ -242,7 +242,7 @@ def launch(
             DTYPE=element(x.dtype, x), ACC=accumulator(x), PRECISION=fp32,
             INDEX=index_type((), flat, image, parts[0] if splits > 1 else flat), BLOCK_P=block_p, BLOCK_C=block_c,
             BLOCK_K=block_k, num_warps=warps, num_stages=pipelined(stages), enable_fp_fusion=True,
-            **(registers(8) if exact or x.dtype == torch.float64 else {}),
+            **(registers(8) if beside or x.dtype == torch.float64 else {}),
         )  # fmt: skip
     return partial
 

@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .geometry import taps
-from .launch import accumulator, device_of, empty_image, image_blocks, index_type
+from .launch import accumulator, device_of, empty_image, image_blocks, index_type, registers
 from .logsumexp import class_statistics, logsumexp
 from .upsample_add import gather
 
@@ -117,7 +117,7 @@ def upsample_softmax(x: Tensor, sampling: Sequence[int], log: bool) -> Tensor:
         upsample_softmax_kernel[n * H * triton.cdiv(W, block_w), triton.cdiv(c, block_c * chunks)](
             x, shift, lse, peak, y, c, h, H, num_h, off_h, den_h, w, W, num_w, off_w, den_w, *x.stride(), *y.stride(),
             LOG=log, CLAMP=bool(clamp), ACC=accumulator(x), INDEX=index_type(sampling, x, y),
-            BLOCK_C=block_c, BLOCK_W=block_w, CHUNKS=chunks, enable_fp_fusion=True,
+            BLOCK_C=block_c, BLOCK_W=block_w, CHUNKS=chunks, enable_fp_fusion=True, **registers(16),
         )  # fmt: skip
     return y
 
