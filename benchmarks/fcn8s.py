@@ -147,8 +147,8 @@ def sliding() -> dict:
         "windows, one by one": fastest(lambda: [classifier(w[None]) for w in windows], 2),
         "windows, one batch": fastest(lambda: classifier(windows), 2),
     }
-    slid = min(found["windows, one by one"], found["windows, one batch"])
-    return found | {"grid": list(grid), "ratio": slid / found["heatmap"]}
+    ratios = {f"ratio to {k}": found[f"windows, {k}"] / found["heatmap"] for k in ("one by one", "one batch")}
+    return found | {"grid": list(grid)} | ratios
 
 
 PARTS = {"agreement": agreement, "head": head, "memory": step_memory, "sliding": sliding}
@@ -160,7 +160,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    found = {}
+    found: dict = {"provenance": measure.provenance()}
     for part in args.parts or PARTS:
         found[part] = PARTS[part]()
         for row in found[part] if isinstance(found[part], list) else [found[part]]:

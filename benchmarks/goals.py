@@ -106,11 +106,12 @@ def of_networks(data: dict | None) -> Iterator[Row]:
         f"{100 * share:.2g}% (eager {100 * heads['eager share']:.2g}%)" if share else None,
         bool(share and share <= 0.05),
     )
+    one, batch = (sliding and sliding[f"ratio to {k}"] for k in ("one by one", "one batch"))
     yield Row(
-        "AlexNet, convolutionalized, against sliding it over 10x10 windows",
+        "AlexNet, convolutionalized, against sliding it over 10x10 windows one by one, as the paper compares",
         "at least 5x",
-        f"{number(sliding['ratio'])}x" if sliding else None,
-        bool(sliding and sliding["ratio"] >= 5),
+        f"{number(one)}x (in one batch {number(batch)}x)" if sliding else None,
+        bool(sliding and one >= 5),
     )
     for row in data.get("memory", ()):
         saved = row["eager"] - row["fused"]
