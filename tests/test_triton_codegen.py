@@ -108,3 +108,9 @@ def test_the_tables_are_what_tuning_writes() -> None:
     spec.loader.exec_module(tune)
     text = Path(tune.configurations.__file__).read_text()
     assert text == tune.render(re.search(r"; ((?:not yet )?measured.*)\.$", text, re.MULTILINE).group(1))
+
+
+def test_committed_table_of_all_configurations():
+    table = json.loads((Path(__file__).resolve().parent.parent / "benchmarks/results/triton-codegen.json").read_text())
+    assert {row["target"] for row in table["rows"]} == set(codegen.TARGETS)
+    assert [(row["kernel"], row["case"], codegen.faults(row)) for row in table["rows"] if codegen.faults(row)] == []
