@@ -108,10 +108,10 @@ def of_networks(data: dict | None) -> Iterator[Row]:
     )
     one, batch = (sliding and sliding[f"ratio to {k}"] for k in ("one by one", "one batch"))
     yield Row(
-        "AlexNet, convolutionalized, against sliding it over 10x10 windows one by one, as the paper compares",
+        "AlexNet, convolutionalized, against sliding it over 10x10 windows, one by one (the paper's comparison) and in one batch",
         "at least 5x",
         f"{number(one)}x (in one batch {number(batch)}x)" if sliding else None,
-        bool(sliding and one >= 5),
+        bool(sliding and min(one, batch) >= 5),
     )
     for row in data.get("memory", ()):
         saved = row["eager"] - row["fused"]
