@@ -108,7 +108,8 @@ def of_networks(data: dict | None) -> Iterator[Row]:
     )
     one, batch = (sliding and sliding[f"ratio to {k}"] for k in ("one by one", "one batch"))
     yield Row(
-        "AlexNet, convolutionalized, against sliding it over 10x10 windows, one by one (the paper's comparison) and in one batch",
+        "AlexNet, convolutionalized, against sliding it over 10x10 windows, one by one (the paper's comparison) "
+        "and in one batch",
         "at least 5x",
         f"{number(one)}x (in one batch {number(batch)}x)" if sliding else None,
         bool(sliding and min(one, batch) >= 5),
