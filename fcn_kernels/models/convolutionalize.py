@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops.score_softmax import score_softmax
+from ._dense import DenseConv2d
 from .backbones import InputTransform
 
 __all__ = ["Convolutionalized", "convolutionalize"]
@@ -178,7 +179,7 @@ def _reshaped(linear: nn.Linear, grid: tuple[int, int], dilation: tuple[int, int
         raise ValueError(
             f"convolutionalize: nn.Linear with {linear.in_features} inputs does not fit a map of {grid[0]} x {grid[1]}"
         )
-    conv = nn.Conv2d(
+    conv = DenseConv2d(
         linear.in_features // cells,
         linear.out_features,
         grid,

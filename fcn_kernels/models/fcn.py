@@ -23,6 +23,7 @@ from ..ops.upsample_confusion_matrix import upsample_confusion_matrix
 from ..ops.upsample_cross_entropy import upsample_cross_entropy
 from ..ops.upsample_softmax import upsample_softmax
 from ..sampling import CoordinateMap, Sampling
+from ._dense import DenseConv2d
 from ._pooling import max_pool2d
 from .backbones import VGG_BLOCKS, VGG_CHANNELS, googlenet_features
 
@@ -253,8 +254,8 @@ class _FCNOnVGG(FCN):
                 path = path.conv(3, padding=pad)
                 before = width
             path = pools[f"pool{b}"] = path.pool(2, 2)
-        self.fc6 = nn.Conv2d(before, hidden, fc6_kernel)
-        self.fc7 = nn.Conv2d(hidden, hidden, 1)
+        self.fc6 = DenseConv2d(before, hidden, fc6_kernel)
+        self.fc7 = DenseConv2d(hidden, hidden, 1)
         self.dropout = nn.Dropout(dropout)
         self.score_fr = _zero(nn.Conv2d(hidden, num_classes, 1))
         path = path.conv(fc6_kernel)
@@ -341,8 +342,8 @@ class FCNAlexNet(FCN):
         self.conv3 = nn.Conv2d(256, 384, 3, padding=1)
         self.conv4 = nn.Conv2d(384, 384, 3, padding=1, groups=2)
         self.conv5 = nn.Conv2d(384, 256, 3, padding=1, groups=2)
-        self.fc6 = nn.Conv2d(256, 4096, 6)
-        self.fc7 = nn.Conv2d(4096, 4096, 1)
+        self.fc6 = DenseConv2d(256, 4096, 6)
+        self.fc7 = DenseConv2d(4096, 4096, 1)
         self.norm = nn.LocalResponseNorm(5, 1e-4, 0.75)
         self.dropout = nn.Dropout(dropout)
         self.score_fr = _zero(nn.Conv2d(4096, num_classes, 1))
