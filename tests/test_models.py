@@ -303,11 +303,17 @@ class Convolutions(TorchFunctionMode):  # counts them
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("weights", LAYOUTS, ids=str)
 @pytest.mark.parametrize("dilation", [1, 2])
 @torch.no_grad()
-def test_large_weights_over_a_small_map(layout: torch.memory_format, dilation: int) -> None:
-    ours, plain = large_weights(dilation)
+def test_large_weights_over_a_small_map(
+    layout: torch.memory_format, weights: torch.memory_format, dilation: int
+) -> None:
+    ours, plain = (layer.to(memory_format=weights) for layer in large_weights(dilation))
     x = torch.randn(2, 300, 9, 11).to(memory_format=layout)
     expected = plain(x)
     with Convolutions() as convolutions:

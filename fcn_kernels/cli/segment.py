@@ -98,7 +98,10 @@ def prepare(args: argparse.Namespace) -> tuple[models.FCN | models.UNet, Callabl
         names = images.VOC_CLASSES if voc else [f"class {k}" for k in range(model.num_classes)]
     if len(names) != model.num_classes:
         raise ValueError(f"the network has {model.num_classes} classes, but there are {len(names)} names")
-    return model.to(args.device).eval(), transform, names
+    model = model.to(args.device).eval()
+    if next(model.parameters()).device.type == "cpu":  # else oneDNN holds two more copies of conv1_2's maps
+        model = model.to(memory_format=torch.channels_last)
+    return model, transform, names
 
 
 def plan(inputs: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:

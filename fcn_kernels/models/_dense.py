@@ -34,9 +34,14 @@ class DenseConv2d(nn.Conv2d):
 def _dense_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: tuple[int, int]) -> Tensor:
     if not _few_places(x, weight, dilation):
         return F.conv2d(x, weight, bias, dilation=dilation)
-    windows = F.unfold(x, tuple(weight.shape[2:]), dilation).mT  # [N, places, C * a * b]
-    y = F.linear(windows, weight.flatten(1), bias).mT.unflatten(2, _output_size(x, weight, dilation))
-    return y.contiguous() if x.is_contiguous() else y.contiguous(memory_format=torch.channels_last)
+    layout = torch.contiguous_format if x.is_contiguous() and weight.is_contiguous() else torch.channels_last
+    size = _output_size(x, weight, dilation)
+    windows = F.unfold(x, tuple(weight.shape[2:]), dilation)  # [N, C * a * b, places]
+    if not weight.is_contiguous():  # channels_last: [N, a * b * C, places]
+        windows = windows.unflatten(1, (weight.shape[1], -1)).transpose(1, 2).flatten(1, 2)
+        weight = weight.permute(0, 2, 3, 1)
+    y = F.linear(windows.mT, weight.flatten(1), bias)
+    return y.mT.unflatten(2, size).contiguous(memory_format=layout)
 
 
 def _few_places(x: Tensor, weight: Tensor, dilation: tuple[int, int]) -> bool:
@@ -46,7 +51,9 @@ def _few_places(x: Tensor, weight: Tensor, dilation: tuple[int, int]) -> bool:
         return False
     if x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
         return False
-    if weight.numel() < _LEAST_WEIGHTS or not weight.is_contiguous() or x.dim() != 4 or x.shape[1] != weight.shape[1]:
+    if weight.numel() < _LEAST_WEIGHTS or x.dim() != 4 or x.shape[1] != weight.shape[1]:
+        return False
+    if not (weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)):
         return False
     height, width = _output_size(x, weight, dilation)
     return height > 0 and width > 0 and 0 < x.shape[0] * height * width <= _MOST_PLACES
