@@ -56,9 +56,9 @@ def read_image(path: str | os.PathLike) -> Tensor:
     pil = _pillow()
     try:
         with pil.Image.open(path) as file:
-            image = pil.ImageOps.exif_transpose(file)
-            image.load()
-            return _rgb(image)
+            pil.ImageOps.exif_transpose(file, in_place=True)
+            file.load()
+            return _rgb(file)
     except (OSError, SyntaxError, ValueError, EOFError, pil.Image.DecompressionBombError) as error:
         raise ValueError(f"{os.fspath(path)}: not a readable image: {error}") from error
 
@@ -77,7 +77,7 @@ def _rgb(image: Image.Image) -> Tensor:
         colours = image.convert("RGBA")
         image = pil.Image.new("RGBA", image.size, (255, 255, 255, 255))
         image.alpha_composite(colours)
-    image = image.convert("RGB")
+    image = image if image.mode == "RGB" else image.convert("RGB")  # which copies RGB, too
     pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
     return pixels.view(image.height, image.width, 3).permute(2, 0, 1).contiguous()
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fcn_kernels import cli, images, models
+from fcn_kernels.benchmarking import measure, memory
 
 TINY = {"channels": (4, 4, 6, 6, 8), "blocks": (1, 1, 1, 1, 1), "hidden": 8, "padding": 17, "fc6_kernel": 3}
 
@@ -218,6 +221,30 @@ def test_pictures_smaller_than_a_window_are_reported(
     assert "9 x 9 pixels leaves 2 x 2 features" in capsys.readouterr().err
     assert (tmp_path / "out" / "t.png").exists()
     assert not (tmp_path / "out" / "s.png").exists()
+
+
+@pytest.mark.skipif(not memory.can_measure(), reason="this system does not tell a process's high-water mark")
+def test_memory_is_that_of_a_tile_for_a_photograph_of_20_megapixels(tmp_path: Path) -> None:
+    """Beyond the memory for a picture of one tile: fewer than 12 bytes a pixel, for the picture, its labels, its
+    overlay and what becomes of them. The first convolution of the whole picture would write 64 bytes a pixel."""
+    model = models.FCN8s(5, **{**TINY, "channels": (16, 4, 4, 4, 4)})
+    about = models.describe(model, preprocessing="torchvision")
+    models.save_checkpoint({"model_state_dict": model.state_dict(), "network": about}, tmp_path / "w.pt")
+    reach = -(-model.reach // model.grid) * model.grid
+    side = 768 + 2 * reach  # what the largest tile reads
+    small = picture(tmp_path / "tile.jpg", size=(side, side))
+    with Image.open(small) as pixels:
+        pixels.resize((5472, 3648), Image.Resampling.NEAREST).save(tmp_path / "photograph.jpg")
+    code = "import sys; from fcn_kernels import cli; from fcn_kernels.benchmarking import memory\n"
+    code += "for name in ('tile', 'photograph'):\n"
+    code += "    cli.main(['segment', f'{name}.jpg', '--weights', 'w.pt', '--out', 'out'])\n"
+    code += "    print(memory.high_water_mark())\n"
+    environment = measure.environment("exact", 1)
+    run = [sys.executable, "-c", code]
+    output = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
+    tile, photograph = (int(line) for line in output.splitlines() if line.isdigit())
+    assert Image.open(tmp_path / "out" / "photograph.png").size == (5472, 3648)
+    assert photograph - tile < 12 * 5472 * 3648
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,10 @@ def available() -> int:  # bytes
         return next(1024 * int(line.split()[1]) for line in info if line.startswith("MemAvailable:"))
 
 
+def high_water_mark() -> int:  # bytes
+    return _status("VmHWM")
+
+
 def can_measure() -> bool:
     return os.access("/proc/self/clear_refs", os.W_OK)
 
@@ -42,7 +46,7 @@ def peak_of(call: Callable[[], object]) -> int:
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark falls to the present resident size
     before = _status("VmRSS")
     result = call()
-    peak = _status("VmHWM") - before
+    peak = high_water_mark() - before
     del result
     return max(peak, 0)
 
