@@ -87,7 +87,7 @@ bench-check: $(INSTALLED)
 
 results: RESULTS := benchmarks/results
 results: AVX2 := --instruction-set avx2
-results: $(VENV)/.engines
+results: $(VENV)/.engines $(VENV)/.libraries
 	$(BIN)/fcn-kernels bench $(AVX2) --max-autotune --json $(RESULTS)/cpu-avx2.json
 	$(BIN)/fcn-kernels bench $(AVX2) --max-autotune --only 'score_*' --json $(RESULTS)/cpu-avx2-scores.json
 	$(BIN)/fcn-kernels bench $(AVX2) --only 'grid-*' --json $(RESULTS)/cpu-avx2-grid.json
@@ -98,6 +98,7 @@ results: $(VENV)/.engines
 	$(BIN)/python -m benchmarks.end_to_end --json $(RESULTS)/end-to-end.json
 	$(BIN)/python -m benchmarks.low_precision --json $(RESULTS)/low-precision.json
 	$(BIN)/python -m benchmarks.fcn8s --json $(RESULTS)/fcn8s.json
+	$(BIN)/python -m benchmarks.drop_in $(AVX2) --json $(RESULTS)/drop-in.json
 	$(BIN)/python -m benchmarks.check --record
 	$(BIN)/python -m benchmarks.report
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -44,3 +46,13 @@ def test_every_public_name_is_shown() -> None:
     modules = [name for name in fcn_kernels.nn.__all__ if name not in text]
     assert not modules
     assert not [name for name in fcn_kernels.__all__ if name not in text]
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_make_results_runs_the_commands_of_the_page() -> None:
+    run = ["make", "--dry-run", "results"]
+    recipe = subprocess.run(run, cwd=README.parent, capture_output=True, text=True, check=True).stdout
+    commands = re.findall(r"^\.venv/bin/((?:fcn-kernels bench|python -m benchmarks\.).*)$", recipe, re.MULTILINE)
+    page = (README.parent / "docs" / "performance.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^\| `((?:fcn-kernels bench|python -m benchmarks\.).*)` \| \d+ \|$", page, re.MULTILINE)
+    assert commands == [*shown, "python -m benchmarks.report"]
