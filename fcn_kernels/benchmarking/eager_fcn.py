@@ -22,8 +22,8 @@ def score_maps(model: FCN32s | FCN16s | FCN8s, image: Tensor) -> tuple[Tensor, .
         for i in range(1, count + 1):
             x = F.relu(getattr(model, f"conv{block}_{i}")(x), inplace=True)
         x = pools[f"pool{block}"] = F.max_pool2d(x, 2, 2, ceil_mode=True)
-    x = model.dropout(F.relu(model.fc6(x), inplace=True))
-    x = model.dropout(F.relu(model.fc7(x), inplace=True))
+    for dense in (model.fc6, model.fc7):
+        x = model.dropout(F.relu(F.conv2d(x, dense.weight, dense.bias), inplace=True))
     return (model.score_fr(x), *(getattr(model, f"score_{pool}")(pools[pool]) for pool in model.skips))
 
 
