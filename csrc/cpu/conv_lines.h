@@ -143,19 +143,24 @@ FCN_INLINE void for_packed(const Packing& p, int64_t kernel_h, int64_t first, in
   }
 }
 
-// One unit of packing: a block of outer channels of one group.
+// A block of a group's outer channels, to where the group's packed weights begin.
 template <typename T, typename In>
-void pack_weights(const ConvTransposeArgs& args, const Packing& p, int64_t unit) {
-  const int64_t group = unit / p.blocks, block = unit % p.blocks;
+void pack_block(const ConvTransposeArgs& args, const Packing& p, int64_t group, int64_t block, T* to) {
   const int64_t first = p.block_begin(block), m = p.block_begin(block + 1) - first;
   const Image& w = args.weight;
-  T* to = (T*)args.packed + group * p.group_size();
   memset(to + first * p.channel_size(), 0, m * p.channel_size() * sizeof(T));
   const In* from = (const In*)w.data + group * (w.batch / args.groups) * w.stride_n;
   for_packed(p, w.height, first, m, [&](int64_t at, int64_t ci, int64_t co, int64_t ky, int64_t kx, int64_t count) {
     const In* run = from + ci * w.stride_n + co * w.stride_c + ky * w.stride_h + kx * w.stride_w;
     for (int64_t i = 0; i < count; ++i) to[at + i] = (T)to_arithmetic(run[i * w.stride_w]);
   });
+}
+
+// One unit of packing.
+template <typename T, typename In>
+void pack_weights(const ConvTransposeArgs& args, const Packing& p, int64_t unit) {
+  const int64_t group = unit / p.blocks;
+  pack_block<T, In>(args, p, group, unit % p.blocks, (T*)args.packed + group * p.group_size());
 }
 
 // The outer channels of one unit of work: some blocks of one group, or several whole groups.
@@ -365,6 +370,51 @@ inline void finish_row(const T* line, T bias, int64_t count, bool adds, T scale,
   for (; i < count; ++i) from_arithmetic(line[i] + bias + scale * (T)to_arithmetic(add[i * add_stride]), out + i);
 }
 
+template <typename T, int K, typename In>
+FCN_INLINE int64_t sum_columns_of_vectors(const T* line, int64_t width, In* to) {
+  constexpr int L = kLanes<T>;
+  int64_t i = 0;
+  for (; i + L <= width; i += L, line += K * L) {
+    Vec<T> v[K];
+    for (int k = 0; k < K; ++k) v[k] = load(line + k * L);
+    deinterleave<T, K>(v);
+    for (int k = 1; k < K; ++k) v[0] += v[k];
+    store_as(to + i, v[0]);
+  }
+  return i;
+}
+
+template <typename T>
+inline T sum_of(const T* p, int64_t count) {
+  constexpr int L = kLanes<T>;
+  T total = 0;
+  int64_t i = 0;
+  if (count >= L) {
+    Vec<T> sum = load(p);
+    for (i = L; i + L <= count; i += L) sum += load(p + i);
+    for (int l = 0; l < L; ++l) total += sum[l];
+  }
+  for (; i < count; ++i) total += p[i];
+  return total;
+}
+
+// A row of the gradient in x: every pixel sums the columns that it was repeated over. The periods of `line` are whole
+// vectors.
+template <typename T, typename In>
+inline void sum_columns(const Columns& c, const T* line, int64_t width, In* to, int64_t stride) {
+  const int64_t period = c.vectors * kLanes<T>;
+  int64_t done = 0;
+  if (c.length == period && stride == 1) {
+    if (c.stride == 1) done = sum_columns_of_vectors<T, 1>(line, width, to);
+    if (c.stride == 2) done = sum_columns_of_vectors<T, 2>(line, width, to);
+    if (c.stride == 4) done = sum_columns_of_vectors<T, 4>(line, width, to);
+    if (c.stride == 8) done = sum_columns_of_vectors<T, 8>(line, width, to);
+  }
+  for (int64_t i = done; i < width; ++i) {
+    from_arithmetic(sum_of(line + i / c.pixels * period + i % c.pixels * c.stride, c.stride), to + i * stride);
+  }
+}
+
 // Eight channels of a vector of pixels: from lines, `pitch` apart, to t[pixel * 8 + channel], and back.
 constexpr int kTogether = 8;
 
@@ -408,6 +458,7 @@ template <typename T, typename In>
 inline void repeat_row(const In* from, int64_t stride, int64_t count, int64_t times, T* to) {
   int64_t i = 0;
   if (stride == 1) {
+    if (times == 1) i = repeat_vectors<T, 1>(from, count, to);
     if (times == 2) i = repeat_vectors<T, 2>(from, count, to);
     if (times == 4) i = repeat_vectors<T, 4>(from, count, to);
   }

@@ -2,6 +2,7 @@
 #include "conv_patches.h"
 
 #include "conv_lines.h"
+#include "conv_parts.h"
 #include "gemm.h"
 
 namespace fcn {
@@ -12,8 +13,6 @@ namespace {
 constexpr int64_t kBlockPanels = 4;      // of pixels in a block, at most
 constexpr int64_t kRows = 512;           // rows of a product that are computed together, if a patch is not larger
 constexpr int64_t kWeightColumns = 256;  // of the gradient of the weights that are computed together
-constexpr int64_t kUnitsWanted = 16;
-constexpr int64_t kPartPixels = 1 << 10;  // that are worth a sum of their own
 
 // [0, count) in `parts` nearly equal parts.
 struct Split {
@@ -553,10 +552,7 @@ class PatchesBackwardWeight : Patches<T, In> {
       : Base(args, scratch, reached_pixels(args)),
         column_blocks_(Split::by((inputs_ + P - 1) / P, kWeightColumns / P)),
         parts_{args.x.batch * blocks_.parts, 1} {
-    const int64_t wanted = (kUnitsWanted + work() - 1) / work();
-    const int64_t worth = args.x.batch * pixels_.count() / kPartPixels + 1;
-    parts_.parts = wanted < worth ? wanted : worth;
-    if (parts_.parts > parts_.count) parts_.parts = parts_.count;
+    parts_.parts = sum_parts(work(), args.x.batch * pixels_.count(), parts_.count);
     const int64_t rows = channel_blocks_.largest() * this->patch();
     g_ = arena_.template take<T>(this->most_pixels() * rows);
     x_ = arena_.template take<T>(this->most_pixels() * column_blocks_.largest() * P);

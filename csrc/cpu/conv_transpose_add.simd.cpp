@@ -1,7 +1,8 @@
 // Learned transposed convolution, crop and skip in one pass: per output row the lines of the input rows that reach it
 // times the packed weights, bias and skip added on the way out. See conv_lines.h.
-#include "conv_depthwise.h"
+#include "conv_lines.h"
 #include "conv_patches.h"
+#include "conv_planes.h"
 
 namespace fcn {
 namespace FCN_ISA {
@@ -24,10 +25,7 @@ class ConvTransposeAdd {
         p_(packing_of<T>(args)),
         arena_(scratch),
         shares_(share_count(p_, args.groups, args.pixelwise, sizeof(T))),
-        direct_(is_depthwise(p_) && p_.vector_steps() <= kMostSteps && !args.pixelwise && args.output.stride_w == 1 &&
-                args.output.width >= L && (!args.skip.data || args.skip.stride_w == 1)),
         first_pixel_(args.offset_w / args.stride_w),
-        turns_(make_turns<T>(args.stride_w, args.offset_w % args.stride_w, args.output.width)),
         scale_((T)args.skip_scale) {
     const Columns& c = p_.columns;
     const int64_t inner = groups_together(p_, args.groups, args.pixelwise) * p_.inner;
@@ -41,12 +39,11 @@ class ConvTransposeAdd {
     out_ = arena_.take<T>(outer * out_pitch_);
     bias_ = arena_.take<T>(outer);
     row_ = arena_.take<In>(args.output.width + L);
-    periodic_ = arena_.take<T>(direct_ ? p_.row_phases * p_.vector_steps() * periodic_pitch<T>(c) : 0);
   }
 
   int64_t units() const { return chunk_count(args_.output.batch * shares_, args_.output.height); }
   int64_t scratch_bytes() const { return arena_.used; }
-  int64_t pack_units() const { return direct_ ? 0 : args_.groups * p_.blocks; }
+  int64_t pack_units() const { return args_.groups * p_.blocks; }
   const Packing& packing() const { return p_; }
 
   void run(int64_t unit) {
@@ -54,7 +51,6 @@ class ConvTransposeAdd {
     share_ = share_of(chunk.item % shares_, p_, args_.groups, args_.pixelwise, sizeof(T));
     image_ = chunk.item / shares_;
     read_bias();
-    if (direct_) make_periodic<T, In>(p_, args_.weight, share_.group_begin, periodic_);
     memset(lines_, 0, p_.row_taps * slot_size_ * sizeof(T));
     for (int64_t slot = 0; slot < p_.row_taps; ++slot) rows_[slot] = -1;
     for (int64_t y = chunk.begin; y < chunk.end; ++y) compute_row(y);
@@ -71,7 +67,6 @@ class ConvTransposeAdd {
     if (phase >= args_.weight.height || end < begin) end = begin = 0;
     const int64_t first_slot = begin < end ? (bottom - begin) % p_.row_taps : 0;
     for (int64_t j = begin, slot = first_slot; j < end; ++j, slot = slot_before(slot)) fetch(bottom - j, slot);
-    if (direct_) return write_direct(y, phase, first_slot, begin, end);
 
     T* out = out_;
     for (int64_t g = share_.group_begin; g < share_.group_end; ++g) {
@@ -126,26 +121,6 @@ class ConvTransposeAdd {
         }
       }
     }
-  }
-
-  // A row of a depthwise convolution of few steps.
-  void write_direct(int64_t y, int64_t phase, int64_t first_slot, int64_t begin, int64_t end) {
-    const Columns& c = p_.columns;
-    const Image &output = args_.output, &skip = args_.skip;
-    const int64_t channel = share_.group_begin;
-    list_steps(channel, first_slot, begin, end);
-    In* out = (In*)output.data + image_ * output.stride_n + channel * output.stride_c + y * output.stride_h;
-    const In* add = (const In*)skip.data + image_ * skip.stride_n + channel * skip.stride_c + y * skip.stride_h;
-    const bool stream = leaves_cache(output, sizeof(In));
-    const DepthwiseRow<T, In> row{steps_[0],
-                                  periodic_ + (phase * p_.row_taps + begin) * c.taps * periodic_pitch<T>(c),
-                                  turns_,
-                                  bias_[0],
-                                  scale_,
-                                  skip.data ? add : nullptr,
-                                  stream ? row_ : out};
-    depthwise_row(row, (end - begin) * c.taps);
-    if (stream) stream_copy(out, row_, output.width * (int64_t)sizeof(In));
   }
 
   // Channels [c, c + count) of row y: crop, skip, and the order of the output.
@@ -210,9 +185,7 @@ class ConvTransposeAdd {
   const Packing p_;
   Arena arena_;
   const int64_t shares_;
-  const bool direct_;
   const int64_t first_pixel_;
-  const Turns turns_;
   const T scale_;
   Share share_{};
   int64_t image_ = 0, pitch_, slot_size_, out_pitch_;
@@ -222,20 +195,20 @@ class ConvTransposeAdd {
   T* out_;   // [outer channels][out_pitch]
   T* bias_;  // [outer channels]
   In* row_;
-  T* periodic_;  // weights of write_direct
 };
 
 }  // namespace
 
 ConvTransposePlan conv_transpose_plan(const ConvTransposeArgs& args) {
   if (is_patches(args)) return patches_plan(args);
+  if (is_planes(args)) return planes_plan(args);
   return visit_dtype(args.x.dtype, [&](auto zero) {
     using In = decltype(zero);
     using T = ArithmeticOf<In>;
     const ConvTransposeAdd<T, In> kernel(args, nullptr);
     ConvTransposePlan plan{};
     plan.pack_units = kernel.pack_units();
-    if (plan.pack_units > 0) plan.packed_bytes = args.groups * kernel.packing().group_size() * (int64_t)sizeof(T);
+    plan.packed_bytes = args.groups * kernel.packing().group_size() * (int64_t)sizeof(T);
     plan.units = kernel.units();
     plan.scratch_bytes = kernel.scratch_bytes();
     return plan;
@@ -253,6 +226,10 @@ void conv_transpose_pack(const ConvTransposeArgs& args, int64_t unit) {
 
 void conv_transpose_add(const ConvTransposeArgs& args, int64_t unit, void* scratch) {
   if (is_patches(args)) return patches_forward(args, unit, scratch);
+  if (is_planes(args)) {
+    planes_forward(args, unit, scratch);
+    return stream_fence();
+  }
   visit_dtype(args.x.dtype, [&](auto zero) {
     using In = decltype(zero);
     ConvTransposeAdd<ArithmeticOf<In>, In>(args, scratch).run(unit);

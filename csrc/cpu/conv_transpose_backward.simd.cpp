@@ -1,16 +1,15 @@
 // Gradients of the learned transposed convolution in x and in the weights, in one walk over the input rows: the rows of
 // the gradient that an input row reached are read once for both. See conv_lines.h.
 #include "conv_depthwise.h"
+#include "conv_parts.h"
 #include "conv_patches.h"
+#include "conv_planes.h"
 
 namespace fcn {
 namespace FCN_ISA {
 
 namespace {
 
-constexpr int64_t kUnitsWanted = 16;
-constexpr int64_t kPartPixels = 1 << 10;  // that are worth a sum of their own
-constexpr int64_t kSumPixels = 1 << 13;   // products that one sum takes before it is added to the others
 constexpr int64_t kSumElements = 1 << 13;
 
 template <typename T>
@@ -27,10 +26,9 @@ int64_t shares_of(const ConvTransposeArgs& args, const Packing& p) {
 template <typename T>
 int64_t part_count(const ConvTransposeArgs& args) {
   if (is_patches(args)) return patches_parts(args);
-  const int64_t shares = shares_of<T>(args, packing_of<T>(args)), rows = args.x.batch * args.x.height;
-  const int64_t wanted = (kUnitsWanted + shares - 1) / shares, worth = rows * args.x.width / kPartPixels + 1;
-  const int64_t parts = wanted < worth ? wanted : worth;
-  return parts < rows ? parts : rows;
+  if (is_planes_backward(args)) return planes_parts(args);
+  const int64_t rows = args.x.batch * args.x.height;
+  return sum_parts(shares_of<T>(args, packing_of<T>(args)), rows * args.x.width, rows);
 }
 
 int64_t weight_count(const Image& w) { return w.batch * w.channels * w.height * w.width; }
@@ -174,46 +172,10 @@ class ConvTransposeBackward {
     }
   }
 
-  // Every pixel sums the columns that it was repeated over.
   void collect(const T* line, int64_t channel, int64_t row) const {
-    const Columns& c = p_.columns;
     const Image& out = args_.grad_x;
     In* to = (In*)out.data + image_ * out.stride_n + channel * out.stride_c + row * out.stride_h;
-    int64_t done = 0;
-    if (c.length == c.vectors * L && out.stride_w == 1) {
-      if (c.stride == 2) done = collect_vectors<2>(line, out.width, to);
-      if (c.stride == 4) done = collect_vectors<4>(line, out.width, to);
-      if (c.stride == 8) done = collect_vectors<8>(line, out.width, to);
-    }
-    for (int64_t i = done; i < out.width; ++i) {
-      const T* columns = line + i / c.pixels * (c.vectors * L) + i % c.pixels * c.stride;
-      from_arithmetic(sum_of(columns, c.stride), to + i * out.stride_w);
-    }
-  }
-
-  template <int K>
-  FCN_INLINE static int64_t collect_vectors(const T* line, int64_t width, In* to) {
-    int64_t i = 0;
-    for (; i + L <= width; i += L, line += K * L) {
-      Vec<T> v[K];
-      for (int k = 0; k < K; ++k) v[k] = load(line + k * L);
-      deinterleave<T, K>(v);
-      for (int k = 1; k < K; ++k) v[0] += v[k];
-      store_as(to + i, v[0]);
-    }
-    return i;
-  }
-
-  static T sum_of(const T* p, int64_t count) {
-    T total = 0;
-    int64_t i = 0;
-    if (count >= L) {
-      Vec<T> sum = load(p);
-      for (i = L; i + L <= count; i += L) sum += load(p + i);
-      for (int l = 0; l < L; ++l) total += sum[l];
-    }
-    for (; i < count; ++i) total += p[i];
-    return total;
+    sum_columns(p_.columns, line, out.width, to, out.stride_w);
   }
 
   // Of a depthwise convolution; `done` channels of the share come first.
@@ -317,6 +279,8 @@ ConvTransposePlan conv_transpose_backward_plan(const ConvTransposeArgs& args) {
     ConvTransposePlan plan{};
     if (is_patches(args)) {
       plan = patches_backward_plan(args);
+    } else if (is_planes_backward(args)) {
+      plan = planes_backward_plan(args);
     } else {
       const ConvTransposeBackward<T, In> kernel(args, nullptr);
       if (args.grad_x.data) {
@@ -345,6 +309,7 @@ void conv_transpose_backward_pack(const ConvTransposeArgs& args, int64_t unit) {
 
 void conv_transpose_backward(const ConvTransposeArgs& args, int64_t unit, void* scratch) {
   if (is_patches(args)) return patches_backward(args, unit, scratch);
+  if (is_planes_backward(args)) return planes_backward(args, unit, scratch);
   visit_dtype(args.x.dtype, [&](auto zero) {
     using In = decltype(zero);
     ConvTransposeBackward<ArithmeticOf<In>, In>(args, scratch).run(unit);
