@@ -9,6 +9,11 @@ namespace fcn {
 namespace FCN_ISA {
 
 constexpr int64_t kMostSteps = 8;  // products of an output that are summed in a register
+#if defined(__AVX512F__)
+constexpr int kBothSteps = 8;  // whose weights and sums the registers hold
+#else
+constexpr int kBothSteps = 4;
+#endif
 
 // Kernels without a partial tap, whose lanes would need masks.
 inline bool is_depthwise(const Packing& p) { return p.inner == 1 && p.outer == 1 && p.columns.part == 0; }
@@ -105,7 +110,7 @@ FCN_INLINE void depthwise_row(const DepthwiseRow<T, In>& row, int64_t steps) {
   if constexpr (Steps > 0) depthwise_row<Steps - 1>(row, steps);
 }
 
-// Both products of the backward direction for up to kMostSteps steps of one outer channel:
+// Both products of the backward direction for up to kBothSteps steps of one outer channel:
 //   out[i] (+)= sum over steps of weights[step] * lines[step][i],  sums[step] += sum over i of x[i] * lines[step][i]
 // with i in vectors, `period` apart; of the last one the sums take the lanes in `tail`.
 template <typename T>
@@ -122,44 +127,41 @@ struct BothProducts {
   T* sums;
 };
 
-template <typename T, int Steps>
+template <typename T, int Steps, bool Adds>
 FCN_NOINLINE void multiply_both_tile(const BothProducts<T>& p) {
   constexpr int L = kLanes<T>;
-  Vec<T> sum[Steps];
+  const int64_t period = p.period, out_period = p.out_period, end = p.count * period;
+  const T* const x = p.x + p.at;
+  T* FCN_RESTRICT out = p.out;
+  Vec<T> sum[Steps], weights[Steps];
   const T* lines[Steps];
   for (int s = 0; s < Steps; ++s) {
     sum[s] = load(p.sums + s * L);
+    weights[s] = load(p.weights + s * L);
     lines[s] = p.lines[s] + p.at;
   }
-  const T *x = p.x + p.at, *weights = p.weights;
-  T* out = p.out;
-  const bool add = p.add;
-  for (int64_t n = 0; n < p.count; ++n, x += p.period, out += p.out_period) {
-    const Vec<T> xs = load(x);
-    Vec<T> product = add ? load(out) : Vec<T>{};
+  const auto multiply = [&](int64_t i, Vec<T> xs, const auto& select) {
+    Vec<T> product = Adds ? load(out) : Vec<T>{};
     for (int s = 0; s < Steps; ++s) {
-      const Vec<T> g = load(lines[s] + n * p.period);
-      product += load(weights + s * L) * g;
-      sum[s] += xs * g;
+      const Vec<T> g = load(lines[s] + i);
+      product += weights[s] * g;
+      sum[s] += xs * select(g);
     }
     store(out, product);
+  };
+  for (int64_t i = 0; i < end; i += period, out += out_period) {
+    multiply(i, load(x + i), [](Vec<T> g) { return g; });
   }
   if (p.has_tail) {
-    const Vec<T> xs = masked<T>(load(x), p.tail);
-    Vec<T> product = add ? load(out) : Vec<T>{};
-    for (int s = 0; s < Steps; ++s) {
-      const Vec<T> g = load(lines[s] + p.count * p.period);
-      product += load(weights + s * L) * g;
-      sum[s] += xs * masked<T>(g, p.tail);
-    }
-    store(out, product);
+    const IntVec<T> tail = p.tail;
+    multiply(end, masked<T>(load(x + end), tail), [&](Vec<T> g) { return masked<T>(g, tail); });
   }
   for (int s = 0; s < Steps; ++s) store(p.sums + s * L, sum[s]);
 }
 
-template <typename T, int Steps = kMostSteps>
+template <typename T, int Steps = kBothSteps>
 FCN_INLINE void multiply_both(const BothProducts<T>& p, int64_t steps) {
-  if (steps == Steps) return multiply_both_tile<T, Steps>(p);
+  if (steps == Steps) return p.add ? multiply_both_tile<T, Steps, true>(p) : multiply_both_tile<T, Steps, false>(p);
   if constexpr (Steps > 1) multiply_both<T, Steps - 1>(p, steps);
 }
 

@@ -154,12 +154,11 @@ class PlanesBackward {
       if (reach <= 0) in_place_ = grad.height;
       if (reach > 0 && reach <= grad.stride_h) in_place_ = grad.height - 1;
     }
-    const int64_t rest = args.x.width % c.pixels * c.stride;
     products_.period = c.length;
     products_.out_period = c.vectors * L;
     products_.count = args.x.width / c.pixels;
-    products_.has_tail = rest > 0;
-    rest_ = rest;
+    products_.has_tail = args.x.width % c.pixels > 0;
+    tails_ = arena_.take<IntVec<T>>(c.vectors);
   }
 
   int64_t units() const { return args_.groups * parts_; }
@@ -173,6 +172,8 @@ class PlanesBackward {
     memset(x_, 0, pitch_ * sizeof(T));
     memset(sums_, 0, p_.channel_size() * sizeof(T));
     for (int64_t ky = 0; ky < p_.row_taps; ++ky) lines_[ky] = memory_ + ky * pitch_;
+    const int64_t rest = args_.x.width % p_.columns.pixels * p_.columns.stride;
+    for (int64_t v = 0; v < p_.columns.vectors; ++v) put(tails_ + v, first_lanes<T>(rest - v * L));
     const Image& w = args_.weight;
     T* const to = (T*)args_.parts + (part * args_.groups + channel_) * w.height * w.width;
     memset(to, 0, w.height * w.width * sizeof(T));
@@ -250,13 +251,13 @@ class PlanesBackward {
       products_.at = v * L;
       products_.x = x_;
       products_.out = out_ + v * L;
-      products_.tail = first_lanes<T>(rest_ - v * L);
-      for (int64_t s = 0; s < steps; s += kMostSteps) {
+      if (products_.has_tail) products_.tail = tails_[v];
+      for (int64_t s = 0; s < steps; s += kBothSteps) {
         products_.lines = steps_ + s;
         products_.weights = weights_ + first + s * L;
         products_.sums = sums_ + first + s * L;
         products_.add = s > 0;
-        multiply_both(products_, steps - s < kMostSteps ? steps - s : kMostSteps);
+        multiply_both(products_, steps - s < kBothSteps ? steps - s : kBothSteps);
       }
     }
   }
@@ -274,11 +275,12 @@ class PlanesBackward {
   Arena arena_;
   const int64_t parts_;
   BothProducts<T> products_{};
-  int64_t image_ = 0, channel_ = 0, pitch_, rest_;
+  int64_t image_ = 0, channel_ = 0, pitch_;
   int64_t in_place_;  // rows of the gradient that need no line
   T *memory_, *x_, *out_, *weights_, *sums_;
-  T** lines_;       // of every row tap, [row_taps][pitch] in memory_
-  const T** rows_;  // what every row tap reads: its line, or the gradient itself
+  IntVec<T>* tails_;  // the lanes of every vector of a last, shorter period
+  T** lines_;         // of every row tap, [row_taps][pitch] in memory_
+  const T** rows_;    // what every row tap reads: its line, or the gradient itself
   const T** steps_;
 };
 

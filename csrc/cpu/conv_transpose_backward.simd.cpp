@@ -193,12 +193,12 @@ class ConvTransposeBackward {
       products.out = out_ + v * L;
       products.has_tail = rest > 0;
       products.tail = first_lanes<T>(rest - v * L);
-      for (int64_t s = 0; s < steps; s += kMostSteps) {
+      for (int64_t s = 0; s < steps; s += kBothSteps) {
         products.lines = steps_[0] + s;
         products.weights = (const T*)args_.packed + group * p_.group_size() + first + s * L;
         products.sums = sums_ + done * p_.channel_size() + first + s * L;
         products.add = s > 0;
-        multiply_both(products, steps - s < kMostSteps ? steps - s : kMostSteps);
+        multiply_both(products, steps - s < kBothSteps ? steps - s : kBothSteps);
       }
     }
   }
