@@ -55,63 +55,73 @@ inline Turns make_turns(int64_t stride, int64_t first, int64_t count) {
   return Turns{stride, first, count, L % stride, (first + (count > L ? count - L : 0)) % stride};
 }
 
-// out[i] = bias + scale * add[i] + sum over steps of weights[step][(first + i) mod stride] * lines[step][first + i].
+// Rows r of an output, all with the same weights:
+//   out[r][i] = bias + sum over steps of weights[step][(first + i) mod stride] * lines[step][r][first + i]
+//               + scale * add[r][i].
 template <typename T, typename In>
-struct DepthwiseRow {
+struct DepthwiseRows {
   const T* const* lines;
   const T* weights;
   const Turns& columns;  // at least a vector
   T bias, scale;
   const In* add;  // null: nothing
   In* out;
+  int64_t rows, line_pitch, add_pitch, out_pitch;
 };
 
 template <int Steps, bool Adds, typename T, typename In>
-FCN_NOINLINE void depthwise_row(const DepthwiseRow<T, In>& row) {
+FCN_NOINLINE void depthwise_rows(const DepthwiseRows<T, In>& p) {
   constexpr int L = kLanes<T>;
-  const Turns turns = row.columns;
-  const int64_t pitch = turns.stride + L, count = turns.count;
-  const Vec<T> bias = broadcast(row.bias), scale = broadcast(row.scale);
-  const In* add = row.add;
-  In* out = row.out;
+  const Turns turns = p.columns;
+  const int64_t pitch = turns.stride + L, count = turns.count, whole = count / L * L;
+  const Vec<T> bias = broadcast(p.bias), scale = broadcast(p.scale);
+  const In* add = p.add;
+  In* out = p.out;
   const T* lines[Steps > 0 ? Steps : 1];
-  for (int s = 0; s < Steps; ++s) lines[s] = row.lines[s] + turns.first;
+  for (int s = 0; s < Steps; ++s) lines[s] = p.lines[s] + turns.first;
   const auto load_weights = [&](int64_t phase, Vec<T>* w) {
-    for (int s = 0; s < Steps; ++s) w[s] = load(row.weights + s * pitch + phase);
+    for (int s = 0; s < Steps; ++s) w[s] = load(p.weights + s * pitch + phase);
   };
   const auto write = [&](int64_t i, const Vec<T>* w) {
-    Vec<T> sum{};
+    Vec<T> sum = bias;
     for (int s = 0; s < Steps; ++s) sum += w[s] * load(lines[s] + i);
-    sum += bias;
     if (Adds) sum += scale * load_as(add + i);
     store_as(out + i, sum);
   };
   Vec<T> w[Steps > 0 ? Steps : 1];
   load_weights(turns.first, w);
-  int64_t i = 0;
-  if (turns.turn == 0) {
-    for (; i + L <= count; i += L) write(i, w);
-  } else {
-    for (int64_t phase = turns.first; i + L <= count; i += L) {
-      load_weights(phase, w);
-      write(i, w);
-      phase += turns.turn;
-      if (phase >= turns.stride) phase -= turns.stride;
+  for (int64_t r = 0; r < p.rows; ++r) {
+    if (turns.turn == 0) {
+      for (int64_t i = 0; i < whole; i += L) write(i, w);
+    } else {
+      int64_t phase = turns.first;
+      for (int64_t i = 0; i < whole; i += L) {
+        load_weights(phase, w);
+        write(i, w);
+        phase += turns.turn;
+        if (phase >= turns.stride) phase -= turns.stride;
+      }
     }
+    if (whole < count) {
+      Vec<T> last[Steps > 0 ? Steps : 1];
+      load_weights(turns.last, last);
+      write(count - L, last);
+    }
+    for (int s = 0; s < Steps; ++s) lines[s] += p.line_pitch;
+    if (Adds) add += p.add_pitch;
+    out += p.out_pitch;
   }
-  if (i == count) return;
-  load_weights(turns.last, w);
-  write(count - L, w);
 }
 
 template <int Steps = kMostSteps, typename T, typename In>
-FCN_INLINE void depthwise_row(const DepthwiseRow<T, In>& row, int64_t steps) {
-  if (steps == Steps) return row.add ? depthwise_row<Steps, true>(row) : depthwise_row<Steps, false>(row);
-  if constexpr (Steps > 0) depthwise_row<Steps - 1>(row, steps);
+FCN_INLINE void depthwise_rows(const DepthwiseRows<T, In>& p, int64_t steps) {
+  if (steps == Steps) return p.add ? depthwise_rows<Steps, true>(p) : depthwise_rows<Steps, false>(p);
+  if constexpr (Steps > 0) depthwise_rows<Steps - 1>(p, steps);
 }
 
-// Both products of the backward direction for up to kBothSteps steps of one outer channel:
-//   out[i] (+)= sum over steps of weights[step] * lines[step][i],  sums[step] += sum over i of x[i] * lines[step][i]
+// Both products of the backward direction for up to kBothSteps steps of one outer channel, over rows r:
+//   out[r][i] (+)= sum over steps of weights[step] * lines[step][r][i]
+//   sums[step] += sum over r, i of x[r][i] * lines[step][r][i]
 // with i in vectors, `period` apart; of the last one the sums take the lanes in `tail`.
 template <typename T>
 struct BothProducts {
@@ -125,22 +135,21 @@ struct BothProducts {
   bool has_tail;
   IntVec<T> tail;
   T* sums;
+  int64_t rows, line_pitch, x_pitch, out_pitch;
 };
 
 template <typename T, int Steps, bool Adds>
 FCN_NOINLINE void multiply_both_tile(const BothProducts<T>& p) {
   constexpr int L = kLanes<T>;
   const int64_t period = p.period, out_period = p.out_period, end = p.count * period;
-  const T* const x = p.x + p.at;
-  T* FCN_RESTRICT out = p.out;
   Vec<T> sum[Steps], weights[Steps];
-  const T* lines[Steps];
+  const T *lines[Steps], *x = p.x + p.at;
   for (int s = 0; s < Steps; ++s) {
     sum[s] = load(p.sums + s * L);
     weights[s] = load(p.weights + s * L);
     lines[s] = p.lines[s] + p.at;
   }
-  const auto multiply = [&](int64_t i, Vec<T> xs, const auto& select) {
+  const auto multiply = [&](int64_t i, Vec<T> xs, T* FCN_RESTRICT out, const auto& select) {
     Vec<T> product = Adds ? load(out) : Vec<T>{};
     for (int s = 0; s < Steps; ++s) {
       const Vec<T> g = load(lines[s] + i);
@@ -149,12 +158,16 @@ FCN_NOINLINE void multiply_both_tile(const BothProducts<T>& p) {
     }
     store(out, product);
   };
-  for (int64_t i = 0; i < end; i += period, out += out_period) {
-    multiply(i, load(x + i), [](Vec<T> g) { return g; });
-  }
-  if (p.has_tail) {
-    const IntVec<T> tail = p.tail;
-    multiply(end, masked<T>(load(x + end), tail), [&](Vec<T> g) { return masked<T>(g, tail); });
+  for (int64_t r = 0; r < p.rows; ++r, x += p.x_pitch) {
+    T* out = p.out + r * p.out_pitch;
+    for (int64_t i = 0; i < end; i += period, out += out_period) {
+      multiply(i, load(x + i), out, [](Vec<T> g) { return g; });
+    }
+    if (p.has_tail) {
+      const IntVec<T> tail = p.tail;
+      multiply(end, masked<T>(load(x + end), tail), out, [&](Vec<T> g) { return masked<T>(g, tail); });
+    }
+    for (int s = 0; s < Steps; ++s) lines[s] += p.line_pitch;
   }
   for (int s = 0; s < Steps; ++s) store(p.sums + s * L, sum[s]);
 }

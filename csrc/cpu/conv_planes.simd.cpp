@@ -8,6 +8,9 @@ namespace FCN_ISA {
 
 namespace {
 
+constexpr int64_t kBlockRows = 8;           // of x whose products are computed together
+constexpr int64_t kBlockBytes = 256 << 10;  // of the lines of their gradient
+
 template <typename T>
 Columns columns_of_output(const ConvTransposeArgs& args) {
   const int64_t first = args.offset_w / args.stride_w, last = (args.offset_w + args.output.width - 1) / args.stride_w;
@@ -29,8 +32,7 @@ class PlanesForward {
         scale_((T)args.skip_scale) {
     const Columns& c = p_.columns;
     pitch_ = line_pitch<T>((c.taps - 1) * c.stride + c.periods * c.length);
-    memory_ = arena_.take<T>(p_.row_taps * pitch_);
-    rows_ = arena_.take<T*>(p_.row_taps);
+    lines_ = arena_.take<T>((kBlockRows + p_.row_taps - 1) * pitch_);
     weights_ = arena_.take<T>(p_.row_phases * p_.vector_steps() * periodic_pitch<T>(c));
     row_ = arena_.take<In>(args.output.width + L);
   }
@@ -49,29 +51,50 @@ class PlanesForward {
     image_ = chunk.item / args_.groups;
     bias_ = args_.bias ? (T)to_arithmetic(((const In*)args_.bias)[channel_]) : T(-0.0);  // which changes no sum
     make_periodic<T, In>(p_, args_.weight, channel_, weights_);
-    memset(memory_, 0, p_.row_taps * pitch_ * sizeof(T));
-    for (int64_t j = 0; j < p_.row_taps; ++j) rows_[j] = memory_ + j * pitch_;
-
-    // Row tap j of the outputs bottom * stride + phase reads input row bottom - j and has ky = phase + j * stride.
-    int64_t y = chunk.begin, bottom = (y + args_.offset_h) / stride, phase = (y + args_.offset_h) % stride;
-    for (int64_t j = 1; j < p_.row_taps; ++j) fetch(bottom - j, rows_[j]);
-    while (true) {
-      fetch(bottom, rows_[0]);
-      list_steps(bottom);
-      for (; phase < stride && y < chunk.end; ++phase, ++y) write(y, phase);
-      if (y == chunk.end) return;
-      phase = 0;
-      ++bottom;
-      T* const last = rows_[p_.row_taps - 1];
-      memmove(rows_ + 1, rows_, (p_.row_taps - 1) * sizeof(T*));
-      rows_[0] = last;
+    memset(lines_, 0, (kBlockRows + p_.row_taps - 1) * pitch_ * sizeof(T));
+    begin_ = chunk.begin + args_.offset_h;
+    end_ = chunk.end + args_.offset_h;
+    // Where all row taps read a row of x, rows are computed together.
+    const int64_t inside = args_.x.height, last = (end_ - 1) / stride + 1;
+    for (int64_t bottom = begin_ / stride, next; bottom < last; bottom = next) {
+      next = bottom + 1;
+      if (bottom >= p_.row_taps - 1 && bottom < inside) {
+        next = bottom + kBlockRows;
+        if (next > inside) next = inside;
+        if (next > last) next = last;
+      }
+      write_block(bottom, next);
     }
   }
 
  private:
+  // Row tap j of the uncropped outputs bottom * stride + phase reads row bottom - j of x and has
+  // ky = phase + j * stride. Of several bottoms, [first, last), all row taps do.
+  void write_block(int64_t first, int64_t last) {
+    const Columns& c = p_.columns;
+    const int64_t stride = args_.stride_h, height = args_.x.height, top = first - (p_.row_taps - 1);
+    const int64_t tap_begin = first < height ? 0 : first - height + 1;
+    const int64_t tap_end = first + 1 < p_.row_taps ? first + 1 : p_.row_taps;
+    for (int64_t row = top < 0 ? 0 : top; row < last && row < height; ++row) fetch(row, lines_ + (row - top) * pitch_);
+    const T** step = steps_;
+    for (int64_t j = tap_begin; j < tap_end; ++j) {
+      for (int64_t i = c.taps - 1; i >= 0; --i) *step++ = lines_ + (first - j - top) * pitch_ + i * c.stride;
+    }
+    for (int64_t phase = 0; phase < stride; ++phase) {
+      const bool fewer = (p_.row_taps - 1) * stride + phase >= args_.weight.height;
+      const int64_t end = fewer && tap_end == p_.row_taps ? tap_end - 1 : tap_end;
+      // Of the rows first * stride + phase, ... those of this unit.
+      const int64_t before = first * stride + phase < begin_, rows = last - first - before;
+      const int64_t after = (last - 1) * stride + phase >= end_;
+      if (rows - after > 0) {
+        write_rows(phase, before, rows - after, tap_begin, end > tap_begin ? (end - tap_begin) * c.taps : 0,
+                   (first + before) * stride + phase - args_.offset_h);
+      }
+    }
+  }
+
   void fetch(int64_t row, T* line) const {
     const Image& x = args_.x;
-    if (row < 0 || row >= x.height) return;
     const Columns& c = p_.columns;
     const int64_t begin = left_ < 0 ? 0 : left_, right = left_ + c.taps - 1 + c.periods * c.pixels;
     const In* from = (const In*)x.data + image_ * x.stride_n + channel_ * x.stride_c + row * x.stride_h;
@@ -79,34 +102,34 @@ class PlanesForward {
                line + (begin - left_) * c.stride);
   }
 
-  void list_steps(int64_t bottom) {
-    const Columns& c = p_.columns;
-    const int64_t over = bottom - args_.x.height + 1;
-    begin_ = over < 0 ? 0 : over;
-    end_ = bottom + 1 < p_.row_taps ? bottom + 1 : p_.row_taps;
-    const T** step = steps_;
-    for (int64_t j = begin_; j < end_; ++j) {
-      for (int64_t i = c.taps - 1; i >= 0; --i) *step++ = rows_[j] + i * c.stride;
-    }
-  }
-
-  void write(int64_t y, int64_t phase) const {
+  // Rows y, y + stride, ... of the output, from the lines `skipped` rows further.
+  void write_rows(int64_t phase, int64_t skipped, int64_t rows, int64_t tap_begin, int64_t steps, int64_t y) {
     const Columns& c = p_.columns;
     const Image &output = args_.output, &skip = args_.skip;
-    int64_t end = end_;
-    if (end > begin_ && phase + (end - 1) * args_.stride_h >= args_.weight.height) --end;
-    const int64_t steps = end > begin_ ? (end - begin_) * c.taps : 0;
+    const T* lines[kMostSteps];
+    for (int64_t s = 0; s < steps; ++s) lines[s] = steps_[s] + skipped * pitch_;
     In* out = (In*)output.data + image_ * output.stride_n + channel_ * output.stride_c + y * output.stride_h;
     const In* add = (const In*)skip.data + image_ * skip.stride_n + channel_ * skip.stride_c + y * skip.stride_h;
-    const DepthwiseRow<T, In> row{steps_,
-                                  weights_ + (phase * p_.row_taps + begin_) * c.taps * periodic_pitch<T>(c),
-                                  turns_,
-                                  bias_,
-                                  scale_,
-                                  skip.data ? add : nullptr,
-                                  stream_ ? row_ : out};
-    depthwise_row(row, steps);
-    if (stream_) stream_copy(out, row_, output.width * (int64_t)sizeof(In));
+    DepthwiseRows<T, In> p{lines,
+                           weights_ + (phase * p_.row_taps + tap_begin) * c.taps * periodic_pitch<T>(c),
+                           turns_,
+                           bias_,
+                           scale_,
+                           skip.data ? add : nullptr,
+                           out,
+                           rows,
+                           pitch_,
+                           args_.stride_h * skip.stride_h,
+                           args_.stride_h * output.stride_h};
+    if (!stream_) return depthwise_rows(p, steps);
+    p.rows = 1;
+    p.out = row_;
+    for (int64_t r = 0; r < rows; ++r, out += p.out_pitch) {
+      depthwise_rows(p, steps);
+      stream_copy(out, row_, output.width * (int64_t)sizeof(In));
+      for (int64_t s = 0; s < steps; ++s) lines[s] += pitch_;
+      if (p.add) p.add += p.add_pitch;
+    }
   }
 
   const ConvTransposeArgs& args_;
@@ -116,10 +139,10 @@ class PlanesForward {
   const bool stream_;
   const Turns turns_;
   const T scale_;
-  int64_t image_ = 0, channel_ = 0, pitch_, begin_ = 0, end_ = 0;  // row taps that read a row of x
+  int64_t image_ = 0, channel_ = 0, pitch_;
+  int64_t begin_ = 0, end_ = 0;  // rows of the unit, counted without the crop
   T bias_ = 0;
-  T *memory_, *weights_;  // lines, [row_taps][pitch]; see make_periodic
-  T** rows_;              // the line of every row tap
+  T *lines_, *weights_;  // [rows of x][pitch]; see make_periodic
   const T* steps_[kMostSteps];
   In* row_;
 };
@@ -136,12 +159,13 @@ class PlanesBackward {
         parts_(planes_parts(args)) {
     const Columns& c = p_.columns;
     pitch_ = line_pitch<T>((c.taps - 1) * c.stride + c.periods * c.length);
-    memory_ = arena_.take<T>(p_.row_taps * pitch_);
-    lines_ = arena_.take<T*>(p_.row_taps);
-    rows_ = arena_.take<const T*>(p_.row_taps);
+    out_pitch_ = line_pitch<T>(c.periods * c.vectors * L);
+    block_rows_ = (kBlockBytes / (pitch_ * (int64_t)sizeof(T)) - p_.row_taps) / args.stride_h + 1;
+    block_rows_ = block_rows_ < 1 ? 1 : (block_rows_ < kBlockRows ? block_rows_ : kBlockRows);
+    lines_ = arena_.take<T>(line_count() * pitch_);
     steps_ = arena_.take<const T*>(p_.vector_steps());
-    x_ = arena_.take<T>(pitch_);
-    out_ = arena_.take<T>(line_pitch<T>(c.periods * c.vectors * L));
+    x_ = arena_.take<T>(block_rows_ * pitch_);
+    out_ = arena_.take<T>(block_rows_ * out_pitch_);
     weights_ = arena_.take<T>(p_.channel_size());
     sums_ = arena_.take<T>(p_.channel_size());
 
@@ -158,6 +182,9 @@ class PlanesBackward {
     products_.out_period = c.vectors * L;
     products_.count = args.x.width / c.pixels;
     products_.has_tail = args.x.width % c.pixels > 0;
+    products_.x = x_;
+    products_.x_pitch = pitch_;
+    products_.out_pitch = out_pitch_;
     tails_ = arena_.take<IntVec<T>>(c.vectors);
   }
 
@@ -168,29 +195,25 @@ class PlanesBackward {
     const int64_t part = unit % parts_, height = args_.x.height, rows = args_.x.batch * height;
     channel_ = unit / parts_;
     pack_block<T, In>(args_, p_, channel_, 0, weights_);
-    memset(memory_, 0, p_.row_taps * pitch_ * sizeof(T));
-    memset(x_, 0, pitch_ * sizeof(T));
+    memset(lines_, 0, line_count() * pitch_ * sizeof(T));
+    memset(x_, 0, block_rows_ * pitch_ * sizeof(T));
     memset(sums_, 0, p_.channel_size() * sizeof(T));
-    for (int64_t ky = 0; ky < p_.row_taps; ++ky) lines_[ky] = memory_ + ky * pitch_;
     const int64_t rest = args_.x.width % p_.columns.pixels * p_.columns.stride;
     for (int64_t v = 0; v < p_.columns.vectors; ++v) put(tails_ + v, first_lanes<T>(rest - v * L));
     const Image& w = args_.weight;
     T* const to = (T*)args_.parts + (part * args_.groups + channel_) * w.height * w.width;
     memset(to, 0, w.height * w.width * sizeof(T));
 
-    const int64_t begin = rows * part / parts_, end = rows * (part + 1) / parts_;
+    const int64_t end = rows * (part + 1) / parts_;
     int64_t pixels = 0;
-    image_ = begin / height;
-    for (int64_t row = begin, y = begin % height, fresh = p_.row_taps; row < end; ++row, ++y) {
-      if (y == height) {
-        y = 0;
-        ++image_;
-        fresh = p_.row_taps;
-      }
-      compute_row(y, fresh);
-      fresh = args_.stride_h < p_.row_taps ? args_.stride_h : p_.row_taps;
-      pixels += args_.x.width;
-      if (pixels >= kSumPixels || row + 1 == end) {
+    for (int64_t row = rows * part / parts_; row < end;) {
+      image_ = row / height;
+      const int64_t y = row % height, left = end - row < height - y ? end - row : height - y;
+      const int64_t count = rows_together(y, left);
+      compute_rows(y, count);
+      row += count;
+      pixels += count * args_.x.width;
+      if (pixels >= kSumPixels || row == end) {
         add_sums(to);
         pixels = 0;
       }
@@ -198,58 +221,59 @@ class PlanesBackward {
   }
 
  private:
-  // The last `fresh` of the rows that x's row y reaches are not there yet.
-  void compute_row(int64_t y, int64_t fresh) {
+  int64_t line_count() const { return (block_rows_ - 1) * args_.stride_h + p_.row_taps; }
+
+  // How many of the next `left` rows of x, from row y, are computed together: those all of whose row taps read a row of
+  // the gradient.
+  int64_t rows_together(int64_t y, int64_t left) const {
+    const int64_t most = left < block_rows_ ? left : block_rows_, top = y * args_.stride_h - args_.offset_h;
+    const int64_t below = args_.output.height - p_.row_taps - top;
+    if (top < 0 || below < 0) return 1;
+    return below / args_.stride_h + 1 < most ? below / args_.stride_h + 1 : most;
+  }
+
+  // Row tap ky of x's row y reads row y * stride + ky - offset of the gradient.
+  void compute_rows(int64_t y, int64_t count) {
     const Columns& c = p_.columns;
-    // Row tap ky reads row y * stride + ky - offset of the gradient.
-    const int64_t taps = p_.row_taps, top = y * args_.stride_h - args_.offset_h;
-    rotate(lines_, taps - fresh);
-    rotate(rows_, taps - fresh);
-    for (int64_t ky = taps - fresh; ky < taps; ++ky) rows_[ky] = fetch(top + ky, lines_[ky]);
-    const int64_t begin = top < 0 ? -top : 0, below = args_.output.height - top, end = below < taps ? below : taps;
+    const int64_t top = y * args_.stride_h - args_.offset_h, begin = top < 0 ? -top : 0;
+    const int64_t left = args_.output.height - top, end = left < p_.row_taps ? left : p_.row_taps;
     const Image &x = args_.x, &grad_x = args_.grad_x;
     In* out = (In*)grad_x.data + image_ * grad_x.stride_n + channel_ * grad_x.stride_c + y * grad_x.stride_h;
-    if (end <= begin) {
+    if (end <= begin) {  // one row that no output has read
       for (int64_t i = 0; i < x.width; ++i) from_arithmetic(T(0), out + i * grad_x.stride_w);
       return;
     }
-    const T** step = steps_;
-    for (int64_t ky = begin; ky < end; ++ky) {
-      for (int64_t j = 0; j < c.taps; ++j) *step++ = rows_[ky] + j * c.stride;
-    }
-    repeat_row((const In*)x.data + image_ * x.stride_n + channel_ * x.stride_c + y * x.stride_h, x.stride_w, x.width,
-               c.stride, x_);
-    multiply_row(begin, (end - begin) * c.taps);
-    sum_columns(c, out_, x.width, out, grad_x.stride_w);
-  }
-
-  // The first `kept` of the row taps take the places of those before them.
-  template <typename U>
-  void rotate(U* taps, int64_t kept) const {
-    const int64_t gone = p_.row_taps - kept;
-    if (kept == 0) return;
-    for (int64_t i = 0; i < kept; ++i) {
-      const U t = taps[i];
-      taps[i] = taps[i + gone];
-      taps[i + gone] = t;
-    }
-  }
-
-  // A row of the gradient as a line; zeros around the crop.
-  const T* fetch(int64_t row, T* line) const {
+    const int64_t first = top + begin, last = top + (count - 1) * args_.stride_h + end;
     const Image& grad = args_.output;
-    if (row < 0 || row >= grad.height) return line;
-    const In* from = (const In*)grad.data + image_ * grad.stride_n + channel_ * grad.stride_c + row * grad.stride_h;
-    if (row < in_place_) return (const T*)from;
-    read_row(from, 1, grad.width, line + args_.offset_w);
-    return line;
+    const In* from = (const In*)grad.data + image_ * grad.stride_n + channel_ * grad.stride_c;
+    const bool in_place = last <= in_place_;
+    const T* lines = in_place ? (const T*)from + first * grad.stride_h : lines_;
+    const int64_t pitch = in_place ? grad.stride_h : pitch_;
+    if (!in_place) {
+      for (int64_t row = first; row < last; ++row) {
+        read_row(from + row * grad.stride_h, 1, grad.width, lines_ + (row - first) * pitch_ + args_.offset_w);
+      }
+    }
+    const T** step = steps_;
+    for (int64_t ky = begin; ky < end; ++ky, lines += pitch) {
+      for (int64_t j = 0; j < c.taps; ++j) *step++ = lines + j * c.stride;
+    }
+    const In* pixels = (const In*)x.data + image_ * x.stride_n + channel_ * x.stride_c + y * x.stride_h;
+    for (int64_t r = 0; r < count; ++r) {
+      repeat_row(pixels + r * x.stride_h, x.stride_w, x.width, c.stride, x_ + r * pitch_);
+    }
+    products_.rows = count;
+    products_.line_pitch = args_.stride_h * pitch;
+    multiply_rows(begin, (end - begin) * c.taps);
+    for (int64_t r = 0; r < count; ++r) {
+      sum_columns(c, out_ + r * out_pitch_, x.width, out + r * grad_x.stride_h, grad_x.stride_w);
+    }
   }
 
-  void multiply_row(int64_t row_begin, int64_t steps) {
+  void multiply_rows(int64_t row_begin, int64_t steps) {
     for (int64_t v = 0; v < p_.columns.vectors; ++v) {
       const int64_t first = p_.offset(0, 1, 0, v, 0, row_begin);
       products_.at = v * L;
-      products_.x = x_;
       products_.out = out_ + v * L;
       if (products_.has_tail) products_.tail = tails_[v];
       for (int64_t s = 0; s < steps; s += kBothSteps) {
@@ -275,12 +299,11 @@ class PlanesBackward {
   Arena arena_;
   const int64_t parts_;
   BothProducts<T> products_{};
-  int64_t image_ = 0, channel_ = 0, pitch_;
+  int64_t image_ = 0, channel_ = 0, pitch_, out_pitch_;
+  int64_t block_rows_;
   int64_t in_place_;  // rows of the gradient that need no line
-  T *memory_, *x_, *out_, *weights_, *sums_;
+  T *lines_, *x_, *out_, *weights_, *sums_;
   IntVec<T>* tails_;  // the lanes of every vector of a last, shorter period
-  T** lines_;         // of every row tap, [row_taps][pitch] in memory_
-  const T** rows_;    // what every row tap reads: its line, or the gradient itself
   const T** steps_;
 };
 

@@ -187,6 +187,7 @@ class ConvTransposeBackward {
     products.out_period = c.vectors * L;
     products.count = args_.x.width / c.pixels;
     products.x = x_ + done * pitch_;
+    products.rows = 1;
     for (int64_t v = 0; v < c.vectors; ++v) {
       const int64_t first = p_.offset(0, 1, 0, v, 0, begin);
       products.at = v * L;
