@@ -371,7 +371,7 @@ inline void finish_row(const T* line, T bias, int64_t count, bool adds, T scale,
 }
 
 template <typename T, int K, typename In>
-FCN_INLINE int64_t sum_columns_of_vectors(const T* line, int64_t width, In* to) {
+FCN_INLINE int64_t sum_columns_of_vectors(const T* line, int64_t width, In* to, int64_t stride) {
   constexpr int L = kLanes<T>;
   int64_t i = 0;
   for (; i + L <= width; i += L, line += K * L) {
@@ -379,7 +379,11 @@ FCN_INLINE int64_t sum_columns_of_vectors(const T* line, int64_t width, In* to) 
     for (int k = 0; k < K; ++k) v[k] = load(line + k * L);
     deinterleave<T, K>(v);
     for (int k = 1; k < K; ++k) v[0] += v[k];
-    store_as(to + i, v[0]);
+    if (stride == 1) {
+      store_as(to + i, v[0]);
+    } else {
+      for (int l = 0; l < L; ++l) from_arithmetic(v[0][l], to + (i + l) * stride);
+    }
   }
   return i;
 }
@@ -404,11 +408,11 @@ template <typename T, typename In>
 inline void sum_columns(const Columns& c, const T* line, int64_t width, In* to, int64_t stride) {
   const int64_t period = c.vectors * kLanes<T>;
   int64_t done = 0;
-  if (c.length == period && stride == 1) {
-    if (c.stride == 1) done = sum_columns_of_vectors<T, 1>(line, width, to);
-    if (c.stride == 2) done = sum_columns_of_vectors<T, 2>(line, width, to);
-    if (c.stride == 4) done = sum_columns_of_vectors<T, 4>(line, width, to);
-    if (c.stride == 8) done = sum_columns_of_vectors<T, 8>(line, width, to);
+  if (c.length == period) {
+    if (c.stride == 1) done = sum_columns_of_vectors<T, 1>(line, width, to, stride);
+    if (c.stride == 2) done = sum_columns_of_vectors<T, 2>(line, width, to, stride);
+    if (c.stride == 4) done = sum_columns_of_vectors<T, 4>(line, width, to, stride);
+    if (c.stride == 8) done = sum_columns_of_vectors<T, 8>(line, width, to, stride);
   }
   for (int64_t i = done; i < width; ++i) {
     from_arithmetic(sum_of(line + i / c.pixels * period + i % c.pixels * c.stride, c.stride), to + i * stride);
@@ -467,6 +471,22 @@ inline void repeat_row(const In* from, int64_t stride, int64_t count, int64_t ti
     for (int64_t k = 0; k < times; k += kLanes<T>) store(to + k, value);
   }
   store(to, Vec<T>{});
+}
+
+// The same of `channels` channels, lines `pitch` apart. `row` holds kTogether lines.
+template <typename T, typename In>
+inline void repeat_rows(const In* from, int64_t channel_stride, int64_t stride, int64_t count, int64_t channels,
+                        int64_t times, T* row, T* to, int64_t pitch) {
+  if (channel_stride != 1 || stride == 1) {
+    for (int64_t c = 0; c < channels; ++c) repeat_row(from + c * channel_stride, stride, count, times, to + c * pitch);
+    return;
+  }
+  if (times == 1) return read_pixels(from, stride, count, channels, to, pitch);
+  for (int64_t first = 0; first < channels; first += kTogether) {
+    const int64_t some = channels - first < kTogether ? channels - first : kTogether;
+    read_pixels(from + first, stride, count, some, row, pitch);
+    for (int64_t c = 0; c < some; ++c) repeat_row(row + c * pitch, 1, count, times, to + (first + c) * pitch);
+  }
 }
 
 // Calls f(integral constant M) for m = M in 1 ... kOuter.

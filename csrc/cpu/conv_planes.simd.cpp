@@ -183,8 +183,10 @@ class PlanesBackward {
     products_.count = args.x.width / c.pixels;
     products_.has_tail = args.x.width % c.pixels > 0;
     products_.x = x_;
-    products_.x_pitch = pitch_;
-    products_.out_pitch = out_pitch_;
+    const Image &x = args.x, &grad_x = args.grad_x;
+    is_exact_ = sizeof(T) == sizeof(In) && c.stride == 1 && x.width % L == 0 && x.stride_w == 1 && grad_x.stride_w == 1;
+    products_.x_pitch = is_exact_ ? x.stride_h : pitch_;
+    products_.out_pitch = is_exact_ ? grad_x.stride_h : out_pitch_;
     tails_ = arena_.take<IntVec<T>>(c.vectors);
   }
 
@@ -259,22 +261,27 @@ class PlanesBackward {
       for (int64_t j = 0; j < c.taps; ++j) *step++ = lines + j * c.stride;
     }
     const In* pixels = (const In*)x.data + image_ * x.stride_n + channel_ * x.stride_c + y * x.stride_h;
+    products_.rows = count;
+    products_.line_pitch = args_.stride_h * pitch;
+    const int64_t steps = (end - begin) * c.taps;
+    if (is_exact_) {
+      products_.x = (const T*)pixels;
+      return multiply_rows((T*)out, begin, steps);
+    }
     for (int64_t r = 0; r < count; ++r) {
       repeat_row(pixels + r * x.stride_h, x.stride_w, x.width, c.stride, x_ + r * pitch_);
     }
-    products_.rows = count;
-    products_.line_pitch = args_.stride_h * pitch;
-    multiply_rows(begin, (end - begin) * c.taps);
+    multiply_rows(out_, begin, steps);
     for (int64_t r = 0; r < count; ++r) {
       sum_columns(c, out_ + r * out_pitch_, x.width, out + r * grad_x.stride_h, grad_x.stride_w);
     }
   }
 
-  void multiply_rows(int64_t row_begin, int64_t steps) {
+  void multiply_rows(T* out, int64_t row_begin, int64_t steps) {
     for (int64_t v = 0; v < p_.columns.vectors; ++v) {
       const int64_t first = p_.offset(0, 1, 0, v, 0, row_begin);
       products_.at = v * L;
-      products_.out = out_ + v * L;
+      products_.out = out + v * L;
       if (products_.has_tail) products_.tail = tails_[v];
       for (int64_t s = 0; s < steps; s += kBothSteps) {
         products_.lines = steps_ + s;
@@ -301,6 +308,7 @@ class PlanesBackward {
   BothProducts<T> products_{};
   int64_t image_ = 0, channel_ = 0, pitch_, out_pitch_;
   int64_t block_rows_;
+  bool is_exact_;     // rows of x and of its gradient are lines as they stand
   int64_t in_place_;  // rows of the gradient that need no line
   T *lines_, *x_, *out_, *weights_, *sums_;
   IntVec<T>* tails_;  // the lanes of every vector of a last, shorter period

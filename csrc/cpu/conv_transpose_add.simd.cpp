@@ -32,6 +32,7 @@ class ConvTransposeAdd {
     pitch_ = line_pitch<T>((c.taps - 1) * c.stride + c.periods * c.length);
     slot_size_ = inner * pitch_;
     lines_ = arena_.take<T>(p_.row_taps * slot_size_);
+    pixels_ = arena_.take<T>(kTogether * pitch_);
     rows_ = arena_.take<int64_t>(p_.row_taps);
     for (const T**& steps : steps_) steps = arena_.take<const T*>(p_.vector_steps());
     out_pitch_ = line_pitch<T>(c.periods * c.vectors * L);
@@ -100,11 +101,10 @@ class ConvTransposeAdd {
     int64_t end = left + c.taps - 1 + c.periods * c.pixels;
     if (end > args_.x.width) end = args_.x.width;
     const Image& x = args_.x;
-    T* line = lines_ + slot * slot_size_ + (begin - left) * c.stride;
+    const int64_t first = share_.group_begin * p_.inner, count = share_.group_end * p_.inner - first;
     const In* from = (const In*)x.data + image_ * x.stride_n + row * x.stride_h + begin * x.stride_w;
-    for (int64_t ci = share_.group_begin * p_.inner; ci < share_.group_end * p_.inner; ++ci, line += pitch_) {
-      repeat_row(from + ci * x.stride_c, x.stride_w, end - begin, c.stride, line);
-    }
+    repeat_rows(from + first * x.stride_c, x.stride_c, x.stride_w, end - begin, count, c.stride, pixels_,
+                lines_ + slot * slot_size_ + (begin - left) * c.stride, pitch_);
   }
 
   void list_steps(int64_t group, int64_t first_slot, int64_t begin, int64_t end) {
@@ -190,6 +190,7 @@ class ConvTransposeAdd {
   Share share_{};
   int64_t image_ = 0, pitch_, slot_size_, out_pitch_;
   T* lines_;       // [row_taps][inner channels][pitch]: input row i in slot i mod row_taps
+  T* pixels_;      // see repeat_rows
   int64_t* rows_;  // which row a slot holds
   const T** steps_[2];
   T* out_;   // [outer channels][out_pitch]

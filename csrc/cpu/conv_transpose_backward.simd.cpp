@@ -54,6 +54,7 @@ class ConvTransposeBackward {
     }
     if (args.grad_weight.data) {
       x_ = arena_.take<T>(outer * pitch_);
+      pixels_ = arena_.take<T>(kTogether * pitch_);
       sums_ = arena_.take<T>(outer * p_.channel_size());
     }
   }
@@ -147,13 +148,9 @@ class ConvTransposeBackward {
   void fetch_x(int64_t row) {
     const Image& x = args_.x;
     const In* from = (const In*)x.data + image_ * x.stride_n + row * x.stride_h;
-    T* line = x_;
-    for (int64_t g = share_.group_begin; g < share_.group_end; ++g) {
-      const int64_t end = p_.block_begin(share_.block_end);
-      for (int64_t o = p_.block_begin(share_.block_begin); o < end; ++o, line += pitch_) {
-        repeat_row(from + (g * p_.outer + o) * x.stride_c, x.stride_w, x.width, p_.columns.stride, line);
-      }
-    }
+    const int64_t first = share_.group_begin * p_.outer + p_.block_begin(share_.block_begin);
+    repeat_rows(from + first * x.stride_c, x.stride_c, x.stride_w, x.width, share_outer(), p_.columns.stride, pixels_,
+                x_, pitch_);
   }
 
   void list_steps(int64_t group, int64_t first_slot, int64_t begin, int64_t end) {
@@ -265,9 +262,10 @@ class ConvTransposeBackward {
   T* lines_;       // [row_taps][inner channels][pitch]: row i of the gradient in slot i mod row_taps
   int64_t* rows_;  // which row a slot holds
   const T** steps_[2];
-  T* out_ = nullptr;   // [outer channels of a group][out_pitch]
-  T* x_ = nullptr;     // [outer channels][pitch]
-  T* sums_ = nullptr;  // of the gradient of the weights, packed as these are
+  T* out_ = nullptr;     // [outer channels of a group][out_pitch]
+  T* x_ = nullptr;       // [outer channels][pitch]
+  T* pixels_ = nullptr;  // see repeat_rows
+  T* sums_ = nullptr;    // of the gradient of the weights, packed as these are
   T* part_ = nullptr;
 };
 
