@@ -184,7 +184,8 @@ class PlanesBackward {
     products_.has_tail = args.x.width % c.pixels > 0;
     products_.x = x_;
     const Image &x = args.x, &grad_x = args.grad_x;
-    is_exact_ = sizeof(T) == sizeof(In) && c.stride == 1 && x.width % L == 0 && x.stride_w == 1 && grad_x.stride_w == 1;
+    is_exact_ = grad_x.data && sizeof(T) == sizeof(In) && c.stride == 1 && x.width % L == 0 && x.stride_w == 1 &&
+                grad_x.stride_w == 1;
     products_.x_pitch = is_exact_ ? x.stride_h : pitch_;
     products_.out_pitch = is_exact_ ? grad_x.stride_h : out_pitch_;
     tails_ = arena_.take<IntVec<T>>(c.vectors);
@@ -204,7 +205,7 @@ class PlanesBackward {
     for (int64_t v = 0; v < p_.columns.vectors; ++v) put(tails_ + v, first_lanes<T>(rest - v * L));
     const Image& w = args_.weight;
     T* const to = (T*)args_.parts + (part * args_.groups + channel_) * w.height * w.width;
-    memset(to, 0, w.height * w.width * sizeof(T));
+    if (args_.grad_weight.data) memset(to, 0, w.height * w.width * sizeof(T));
 
     const int64_t end = rows * (part + 1) / parts_;
     int64_t pixels = 0;
@@ -215,7 +216,7 @@ class PlanesBackward {
       compute_rows(y, count);
       row += count;
       pixels += count * args_.x.width;
-      if (pixels >= kSumPixels || row == end) {
+      if (args_.grad_weight.data && (pixels >= kSumPixels || row == end)) {
         add_sums(to);
         pixels = 0;
       }
@@ -242,7 +243,7 @@ class PlanesBackward {
     const Image &x = args_.x, &grad_x = args_.grad_x;
     In* out = (In*)grad_x.data + image_ * grad_x.stride_n + channel_ * grad_x.stride_c + y * grad_x.stride_h;
     if (end <= begin) {  // one row that no output has read
-      for (int64_t i = 0; i < x.width; ++i) from_arithmetic(T(0), out + i * grad_x.stride_w);
+      for (int64_t i = 0; grad_x.data && i < x.width; ++i) from_arithmetic(T(0), out + i * grad_x.stride_w);
       return;
     }
     const int64_t first = top + begin, last = top + (count - 1) * args_.stride_h + end;
@@ -272,7 +273,7 @@ class PlanesBackward {
       repeat_row(pixels + r * x.stride_h, x.stride_w, x.width, c.stride, x_ + r * pitch_);
     }
     multiply_rows(out_, begin, steps);
-    for (int64_t r = 0; r < count; ++r) {
+    for (int64_t r = 0; grad_x.data && r < count; ++r) {
       sum_columns(c, out_ + r * out_pitch_, x.width, out + r * grad_x.stride_h, grad_x.stride_w);
     }
   }
