@@ -326,19 +326,20 @@ auto visit(const ConvTransposeArgs& args, const F& f) {
 bool is_planes(const ConvTransposeArgs& args) {
   const int64_t taps = (args.weight.height + args.stride_h - 1) / args.stride_h * (args.weight.width / args.stride_w);
   return is_depthwise_in_planes(args) && taps <= kMostSteps && (!args.skip.data || args.skip.stride_w == 1) &&
-         visit(args, [&](auto t, auto) { return args.output.width >= kLanes<decltype(t)>; });
+         visit_types(args, [&](auto t, auto) { return args.output.width >= kLanes<decltype(t)>; });
 }
 
 ConvTransposePlan planes_plan(const ConvTransposeArgs& args) {
-  return visit(args, [&](auto t, auto in) { return PlanesForward<decltype(t), decltype(in)>(args, nullptr).plan(); });
+  return visit_types(args,
+                     [&](auto t, auto in) { return PlanesForward<decltype(t), decltype(in)>(args, nullptr).plan(); });
 }
 
 void planes_forward(const ConvTransposeArgs& args, int64_t unit, void* scratch) {
-  visit(args, [&](auto t, auto in) { PlanesForward<decltype(t), decltype(in)>(args, scratch).run(unit); });
+  visit_types(args, [&](auto t, auto in) { PlanesForward<decltype(t), decltype(in)>(args, scratch).run(unit); });
 }
 
 ConvTransposePlan planes_backward_plan(const ConvTransposeArgs& args) {
-  return visit(args, [&](auto t, auto in) {
+  return visit_types(args, [&](auto t, auto in) {
     const PlanesBackward<decltype(t), decltype(in)> kernel(args, nullptr);
     ConvTransposePlan plan{};
     plan.units = kernel.units();
@@ -348,7 +349,7 @@ ConvTransposePlan planes_backward_plan(const ConvTransposeArgs& args) {
 }
 
 void planes_backward(const ConvTransposeArgs& args, int64_t unit, void* scratch) {
-  visit(args, [&](auto t, auto in) { PlanesBackward<decltype(t), decltype(in)>(args, scratch).run(unit); });
+  visit_types(args, [&](auto t, auto in) { PlanesBackward<decltype(t), decltype(in)>(args, scratch).run(unit); });
 }
 
 }  // namespace FCN_ISA
