@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -142,13 +143,18 @@ def _bilinear_sampling(
         return None
     if ky not in (2 * sy - 1, 2 * sy) or kx not in (2 * sx - 1, 2 * sx):
         return None
-    row, column = reference.bilinear_filter(ky), reference.bilinear_filter(kx)
     tolerance = 2 * torch.finfo(weight.dtype).eps
-    if not abs(weight[0, 0, 0, 0].item() - row[0].item() * column[0].item()) <= tolerance:
+    if not abs(weight[0, 0, 0, 0].item() - _bilinear_end(ky) * _bilinear_end(kx)) <= tolerance:
         return None
+    row, column = reference.bilinear_filter(ky), reference.bilinear_filter(kx)
     if not ((weight.detach() - (row[:, None] * column).to(weight.dtype)).abs().max() <= tolerance).item():
         return None
     return Sampling.transposed_conv(x.shape[2:], stride, kernel_size=(ky, kx), offset=offset, output_size=size)
+
+
+@functools.lru_cache(maxsize=64)  # making a small tensor takes as long as a small kernel
+def _bilinear_end(kernel_size: int) -> float:
+    return reference.bilinear_filter(kernel_size)[0].item()
 
 
 def _is_plain(t: Tensor) -> bool:
