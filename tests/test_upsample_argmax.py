@@ -68,6 +68,21 @@ def test_adversarial(backend: Backend, values: str, dtype: torch.dtype) -> None:
         check(backend, ADVERSARIAL[values](torch.randn(1, 5, *sampling.input_size, dtype=dtype)), sampling)
 
 
+@pytest.mark.parametrize("values", ["normal", *ADVERSARIAL])
+def test_tiles_of_few_pixels(backend: Backend, values: str) -> None:
+    """Neighbouring tiles are labelled together where each has several candidates, and in smooth parts one by one."""
+    x = torch.randn(1, 9, 7, 40)
+    x[..., 20:] = torch.arange(9.0)[:, None, None] + torch.linspace(0, 4, 20)
+    x = x if values == "normal" else ADVERSARIAL[values](x)
+    for sampling in (
+        Sampling.interpolate((7, 40), (9, 50)),
+        Sampling.interpolate((7, 40), (14, 79), align_corners=True),
+        Sampling.transposed_conv((7, 40), 2),
+    ):
+        check(backend, x, sampling)
+        check(backend, x.contiguous(memory_format=torch.channels_last), sampling)
+
+
 def test_smooth_predictions(backend: Backend) -> None:
     """Most tiles are decided at their corners."""
     x = F.interpolate(torch.randn(1, 21, 4, 4), size=(32, 32), mode="bicubic") * 10

@@ -5,10 +5,10 @@
 //   - a class that another exceeds at all four corners wins nowhere: one whose largest corner is below the other's
 //     smallest, or one that lies below it corner by corner.
 // Only the classes that remain are interpolated. Two read the same corners alike, so equal classes tie exactly.
-// Finding these classes wants them side by side, hence rows are kept as [column][class].
+// Small tiles side by side of which none is decided are left to dense_winners.h.
 #pragma once
 
-#include "tile.h"
+#include "dense_winners.h"
 
 namespace fcn {
 namespace FCN_ISA {
@@ -32,220 +32,6 @@ FCN_INLINE uint64_t mask_bits(I m) {
 }
 #endif
 
-// c where the mask is set, else label; c > label >= 0.
-FCN_INLINE IntVec<float> replace_by_later(IntVec<float> mask, IntVec<float> c, IntVec<float> label) {
-#if defined(__AVX2__) && !defined(__AVX512F__)
-  return (IntVec<float>)_mm256_max_epi32((__m256i)label, (__m256i)(mask & c));  // a blend is three operations
-#else
-  return mask ? c : label;
-#endif
-}
-FCN_INLINE IntVec<double> replace_by_later(IntVec<double> mask, IntVec<double> c, IntVec<double> label) {
-  return mask ? c : label;
-}
-
-// The input rows above and below a band, [column][class], and each pixel's winner. Rows stay for the next band.
-template <typename T>
-class WinnerRows {
-  static constexpr int L = kLanes<T>;
-  using V = Vec<T>;
-  using I = IntVec<T>;
-  using Int = typename Simd<T>::Int;
-
- public:
-  struct Row {
-    int64_t y;
-    T* logits;
-    Int* winner;  // the argmax, or -1 where a logit is NaN or the largest is infinite
-  };
-
-  WinnerRows(const Image& x, const Geometry& g, Arena& arena)
-      : pitch((x.channels + L - 1) / L * L | L),  // an odd number of vectors: columns fall into different cache sets
-        x_(x),
-        g_(g),
-        columns_(x.width > L ? x.width : L) {
-    for (Row& slot : slots_) {
-      slot.logits = arena.take<T>((columns_ + 2) * pitch);
-      slot.winner = arena.take<Int>(columns_ + 2);
-    }
-    best_ = arena.take<T>(columns_);
-  }
-
-  // The columns at either end count zero; with a clamped boundary nothing reads them.
-  void start(int64_t n) {
-    n_ = n;
-    for (Row& slot : slots_) {
-      slot.y = kNothing;
-      for (int64_t column = 0; column < columns_ + 2; column += columns_ + 1) {
-        memset(slot.logits + column * pitch, 0, pitch * sizeof(T));
-        slot.winner[column] = 0;
-      }
-    }
-  }
-
-  // Where column i of the input stands in a row.
-  int64_t place(int64_t i) const {
-    const int64_t w = x_.width;
-    if (g_.clamp) return (i < 0 ? 0 : i < w ? i : w - 1) + 1;
-    return i < 0 ? 0 : i < w ? i + 1 : columns_ + 1;
-  }
-
-  // The rows that the taps `index` and index + 1 read; without `below` the second has weight zero.
-  void move_to(int64_t index, bool below) {
-    const int64_t y0 = resolve(index, x_.height, g_.clamp);
-    const int64_t y1 = below ? resolve(index + 1, x_.height, g_.clamp) : y0;
-    top = get(y0, y1);
-    bottom = get(y1, y0);
-  }
-
-  const int64_t pitch;
-  const Row *top, *bottom;
-
- private:
-  static constexpr int64_t kNothing = INT64_MIN;
-
-  const Row* get(int64_t y, int64_t other) {
-    for (Row& slot : slots_) {
-      if (slot.y == y) return &slot;
-    }
-    Row& slot = slots_[0].y == other ? slots_[1] : slots_[0];
-    slot.y = y;
-    if (y < 0) {
-      memset(slot.logits, 0, (columns_ + 2) * pitch * sizeof(T));
-      memset(slot.winner, 0, (columns_ + 2) * sizeof(Int));
-    } else if constexpr (sizeof(T) == sizeof(double)) {
-      read<double>(slot, y);
-    } else {
-      visit_single(slot, y);
-    }
-    return &slot;
-  }
-
-  void visit_single(Row& slot, int64_t y) {
-    if (x_.dtype == DType::kHalf) {
-      read<Half>(slot, y);
-    } else if (x_.dtype == DType::kBFloat16) {
-      read<BFloat16>(slot, y);
-    } else {
-      read<float>(slot, y);
-    }
-  }
-
-  template <typename In>
-  FCN_NOINLINE void read(Row& slot, int64_t y) {
-    const In* row = (const In*)x_.data + n_ * x_.stride_n + y * x_.stride_h;
-    T* logits = slot.logits + pitch;
-    Int* winner = slot.winner + 1;
-    for (int64_t i = 0; i < columns_; ++i) best_[i] = -__builtin_huge_val();
-    memset(winner, 0, columns_ * sizeof(Int));
-    const bool finite =
-        x_.stride_w == 1 && x_.width >= L ? read_planes(row, y, logits, winner) : read_pixels(row, logits, winner);
-    if (!finite) find_strange(logits, winner);
-  }
-
-  // Both return whether all logits are finite; sums that overflow count as not.
-  template <typename In>
-  FCN_INLINE bool read_planes(const In* row, int64_t y, T* logits, Int* winner) {
-    const int64_t channels = x_.channels, w = x_.width, stride = x_.stride_c;
-    V check{};
-    for (int64_t c = 0; c < channels; c += L) {
-      const int classes = channels - c < L ? (int)(channels - c) : L;
-      const In* from = row + c * stride;
-      const In* next = classes == L && c + L < channels ? from + L * stride
-                       : y + 1 < x_.height              ? row + x_.stride_h
-                                                        : row;
-      for (int64_t i = 0; i < w; i += L) {
-        const int64_t at = i + L <= w ? i : w - L;  // the last block overlaps: seeing a class twice changes nothing
-        V v[L];
-        for (int k = 0; k < L; ++k) v[k] = load_as(from + (k < classes ? k * stride : 0) + at);
-        if (i * (int64_t)sizeof(In) % 64 == 0) {
-          for (int k = 0; k < L; ++k) __builtin_prefetch(next + k * stride + at);
-        }
-        check += scan(v, c, best_ + at, winner + at);
-        transpose<T>(v);
-        for (int l = 0; l < L; ++l) store(logits + (at + l) * pitch + c, v[l]);
-      }
-    }
-    return !any(check != V{});
-  }
-
-  template <typename In>
-  FCN_INLINE bool read_pixels(const In* row, T* logits, Int* winner) {
-    const int64_t channels = x_.channels;
-    for (int64_t i = 0; i < columns_; ++i) {
-      const In* from = row + (i < x_.width ? i : 0) * x_.stride_w;
-      T* to = logits + i * pitch;
-      int64_t c = 0;
-      if (x_.stride_c == 1) {
-        for (; c + L <= channels; c += L) store(to + c, load_as(from + c));
-      }
-      for (; c < channels; ++c) to[c] = to_arithmetic(from[c * x_.stride_c]);
-      for (; c < pitch; ++c) to[c] = to[0];
-    }
-    V check{};
-    for (int64_t i = 0; i < columns_; i += L) {
-      const int64_t at = i + L <= columns_ ? i : columns_ - L;
-      for (int64_t c = 0; c < channels; c += L) {
-        V v[L];
-        for (int l = 0; l < L; ++l) v[l] = load(logits + (at + l) * pitch + c);
-        transpose<T>(v);
-        check += scan(v, c, best_ + at, winner + at);
-      }
-    }
-    return !any(check != V{});
-  }
-
-  // Classes c, c + 1, ... of L columns (what follows the last class repeats an earlier one); zero, or NaN where their
-  // sum is not finite.
-  FCN_INLINE static V scan(const V* v, int64_t c, T* best, Int* winner) {
-    V b = load(best), sum{};
-    I label = load_int(winner);
-    for (int k = 0; k < L; ++k) {
-      label = replace_by_later(v[k] > b, I{} + (Int)(c + k), label);
-      b = vmax(v[k], b);
-      sum += v[k];
-    }
-    store(best, b);
-    memcpy(winner, &label, sizeof(label));
-    return sum * T(0);
-  }
-
-  FCN_INLINE static I load_int(const Int* p) {
-    I v;
-    memcpy(&v, p, sizeof(v));
-    return v;
-  }
-
-  FCN_NOINLINE void find_strange(const T* logits, Int* winner) const {
-    const V infinity = broadcast((T)__builtin_huge_val());
-    for (int64_t i = 0; i < x_.width; ++i) {
-      const T* p = logits + i * pitch;
-      I strange{};
-      for (int64_t c = 0; c < x_.channels; c += L) {
-        const V v = load(p + c);
-        strange |= (v != v) | (v == infinity);
-      }
-      if (any(strange)) winner[i] = -1;
-    }
-  }
-
-  const Image& x_;
-  const Geometry& g_;
-  const int64_t columns_;
-  T* best_;
-  int64_t n_ = 0;
-  Row slots_[2];
-};
-
-// An interval between two input columns and the output columns in it.
-template <typename T>
-struct Interval {
-  int64_t left, right;  // offsets of the columns' logits
-  int64_t left_column, right_column;
-  int64_t first, length;
-  T fraction;  // of the first output column
-};
-
 // A tile and the classes that remain, in ascending order.
 template <typename T>
 struct Tile {
@@ -262,10 +48,11 @@ class Winners {
   using V = Vec<T>;
   using I = IntVec<T>;
   using Int = typename Simd<T>::Int;
+  using Row = typename WinnerRows<T>::Row;
 
  public:
   Winners(const Image& x, const Geometry& g, Arena& arena)
-      : x_(x), g_(g), rows_(x, g, arena), line_(g.out_width + kMaxSteps) {
+      : x_(x), g_(g), rows_(x, g, arena), dense_(x, g, arena), line_(g.out_width + (L > kMaxSteps ? L : kMaxSteps)) {
     intervals_ = arena.take<Interval<T>>(g.columns.count);
     candidates_ = arena.take<int32_t>(x.channels);
     everyone_ = arena.take<int32_t>(x.channels);
@@ -290,9 +77,13 @@ class Winners {
       interval.right = interval.right_column * rows_.pitch;
       put(intervals_ + count_++, interval);
     }
+    if (DenseWinners<T>::fits(g_)) dense_.prepare(intervals_, count_);
   }
 
-  void start(int64_t n) { rows_.start(n); }
+  void start(int64_t n) {
+    rows_.start(n);
+    dense_.start();
+  }
 
   // Labels all pixels of a band; visit(tile) follows each tile.
   template <typename Visit>
@@ -322,33 +113,90 @@ class Winners {
   }
 
  private:
-  // K consecutive columns of L / K rows to a vector.
+  // A band's rows for vectors of K consecutive columns of L / K rows.
+  template <int K>
+  struct Rows {
+    int count, vectors;
+    V fy[kMaxBandRows];
+    V offsets;  // of the columns
+
+    Rows(const Geometry& g, const Band& band) {
+      constexpr int together = L / K;
+      count = (int)(band.end - band.begin);
+      vectors = (count + together - 1) / together;
+      for (int v = 0; v < vectors; ++v) {
+        for (int l = 0; l < L; ++l) {
+          const int row = v * together + l / K;
+          fy[v][l] = (T)g.row_fraction[band.begin + (row < count ? row : count - 1)];
+        }
+      }
+      for (int l = 0; l < L; ++l) offsets[l] = T(l % K);
+    }
+  };
+
   template <int K, typename Visit>
   void label_as(const Band& band, const Visit& visit) {
-    constexpr int together = L / K;
-    const int rows = (int)(band.end - band.begin), vectors = (rows + together - 1) / together;
-    V fy[kMaxBandRows];
-    for (int v = 0; v < vectors; ++v) {
-      for (int l = 0; l < L; ++l) {
-        const int row = v * together + l / K;
-        fy[v][l] = (T)g_.row_fraction[band.begin + (row < rows ? row : rows - 1)];
+    const Rows<K> rows(g_, band);
+    if (K > 2 || !DenseWinners<T>::fits(g_)) return label_tiles(rows, 0, count_, visit);
+    dense_.move_to(*rows_.top, *rows_.bottom);
+    for (int64_t b = 0; b < dense_.count(); ++b) {
+      const auto& block = dense_.block(b);
+      if (many_candidates(block.begin, block.end) && dense_.label(b, band, labels_, line_)) {
+        for (int64_t j = block.begin; j < block.end; ++j) {
+          Tile<T> tile = tile_of(intervals_[j], *rows_.top, *rows_.bottom);
+          tile.classes = everyone_;
+          tile.count = x_.channels;
+          visit(tile);
+        }
+      } else {
+        label_tiles(rows, block.begin, block.end, visit);
       }
     }
-    V offsets;
-    for (int l = 0; l < L; ++l) offsets[l] = T(l % K);
+  }
+
+  // Whether no tile is decided, and the corners of one have three winners or more. Elsewhere, as where two regions of a
+  // smooth prediction meet, the tiles' candidates are few.
+  FCN_INLINE bool many_candidates(int64_t begin, int64_t end) const {
+    bool three = false;
+    for (int64_t j = begin; j < end; ++j) {
+      const int64_t left = intervals_[j].left_column, right = intervals_[j].right_column;
+      const Int winner[4] = {rows_.top->winner[left], rows_.top->winner[right], rows_.bottom->winner[left],
+                             rows_.bottom->winner[right]};
+      if (same_class(winner)) return false;
+      const Int a = winner[0], b = rival_of(winner);
+      three |= (winner[2] != a && winner[2] != b) || (winner[3] != a && winner[3] != b);
+    }
+    return three;
+  }
+
+  // The first winner that is not winner[0].
+  static Int rival_of(const Int* winner) {
+    const Int a = winner[0];
+    return winner[1] != a ? winner[1] : winner[2] != a ? winner[2] : winner[3];
+  }
+
+  FCN_INLINE static Tile<T> tile_of(const Interval<T>& interval, const Row& top, const Row& bottom) {
+    Tile<T> tile;
+    tile.interval = &interval;
+    tile.corner[kTopLeft] = top.logits + interval.left;
+    tile.corner[kTopRight] = top.logits + interval.right;
+    tile.corner[kBottomLeft] = bottom.logits + interval.left;
+    tile.corner[kBottomRight] = bottom.logits + interval.right;
+    tile.finite = true;
+    return tile;
+  }
+
+  template <int K, typename Visit>
+  FCN_NOINLINE void label_tiles(const Rows<K>& band, int64_t begin, int64_t end, const Visit& visit) {
     const auto *top = rows_.top, *bottom = rows_.bottom;
-    for (int64_t j = 0; j < count_; ++j) {
+    const int rows = band.count, vectors = band.vectors;
+    const V *fy = band.fy, offsets = band.offsets;
+    for (int64_t j = begin; j < end; ++j) {
       const Interval<T>& interval = intervals_[j];
       const Int winner[4] = {top->winner[interval.left_column], top->winner[interval.right_column],
                              bottom->winner[interval.left_column], bottom->winner[interval.right_column]};
-      Tile<T> tile;
-      tile.interval = &interval;
-      tile.corner[kTopLeft] = top->logits + interval.left;
-      tile.corner[kTopRight] = top->logits + interval.right;
-      tile.corner[kBottomLeft] = bottom->logits + interval.left;
-      tile.corner[kBottomRight] = bottom->logits + interval.right;
-      tile.finite = true;
-      if (((winner[0] ^ winner[1]) | (winner[0] ^ winner[2]) | (winner[0] ^ winner[3])) == 0 && winner[0] >= 0) {
+      Tile<T> tile = tile_of(interval, *top, *bottom);
+      if (same_class(winner)) {
         fill((int32_t)winner[0], interval, rows);
         candidates_[0] = (int32_t)winner[0];
         tile.classes = candidates_;
@@ -371,6 +219,10 @@ class Winners {
     }
   }
 
+  static bool same_class(const Int* winner) {
+    return ((winner[0] ^ winner[1]) | (winner[0] ^ winner[2]) | (winner[0] ^ winner[3])) == 0 && winner[0] >= 0;
+  }
+
   // Stores may pass the interval's end: the next interval overwrites what they leave there, and a line is padded.
   FCN_INLINE void fill(int32_t winner, const Interval<T>& interval, int rows) {
     int32_t v[kMaxSteps];
@@ -383,8 +235,7 @@ class Winners {
 
   // The classes that reach each of two rivals, winners of some corner, at one corner at least.
   FCN_NOINLINE void find_candidates(const Int* winner, Tile<T>& tile) {
-    const Int a = winner[0];
-    const Int b = winner[1] != a ? winner[1] : winner[2] != a ? winner[2] : winner[3];
+    const Int a = winner[0], b = rival_of(winner);
     const T* const* p = tile.corner;
     V rival[2][4];
     for (int q = 0; q < 4; ++q) {
@@ -488,6 +339,7 @@ class Winners {
   const Image& x_;
   const Geometry& g_;
   WinnerRows<T> rows_;
+  DenseWinners<T> dense_;
   const int64_t line_;
   Interval<T>* intervals_;
   int32_t *candidates_, *everyone_, *labels_;
