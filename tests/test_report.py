@@ -186,6 +186,9 @@ def test_the_pages_show_the_committed_results():
         assert reason["reason"].endswith(".")
 
 
+HEADS = {"heads": 14.0, "scores": 30.0}
+
+
 def test_other_peoples_models_and_their_goals():
     def row(model, step, speed_up, peak, **agreement):
         times = {"library": {"median": 10.0 * speed_up}, "fused": {"median": 10.0}}
@@ -194,6 +197,7 @@ def test_other_peoples_models_and_their_goals():
         return found | agreement
 
     measured = {"rows": [row("segformer-b0", "training", 1.5, 0.4), row("segformer-b0", "evaluation", 3.5, None)]}
+    measured["rows"] += [row(f"torchvision-{part}", "training", speed_up, None) for part, speed_up in HEADS.items()]
     measured["rows"][1] |= {"labels": 100, "labels_that_differ": 2, "their_lead": 3e-7}
     lines = drop_in.table(measured)
     training = "| SegFormer, training step: forward with loss, and backward | 15 | 10 | **1.5x** | 1e+03 | 400 |"
@@ -203,6 +207,11 @@ def test_other_peoples_models_and_their_goals():
     assert rows[drop_in.TITLES["segformer-b0", "evaluation"]].reached
     assert not rows[drop_in.TITLES["segformer-b0", "training"]].reached
     assert rows[drop_in.TITLES["segformer-b0", "training"] + ": peak memory"].measured == "40%"
+    whole, part = (drop_in.TITLES[f"torchvision-{part}", "training"] for part in HEADS)
+    assert f"| {whole} | 140 | 10 | **14x** |  |  |" in lines
+    assert f"| {part} | 300 | 10 | **30x** |  |  |" in lines
+    assert rows[part].reached, "the goal is of loss and backward"
+    assert whole not in rows
     assert all(r.measured is None for r in goals.of_drop_in(None))
 
 
