@@ -1,7 +1,7 @@
 # Every target sets up .venv by itself; a second run does nothing twice.
 #   make demo     the story of FCN on digit scenes, and the quick throughput table, in less than five minutes
 #   make story    its long version: three seeds, goals, figures and results for the README (tens of minutes)
-#   make test     the test suite
+#   make test     the test suite, several tests at once
 #   make integrations   the tests with other people's libraries, which it installs
 #   make fuzz     1000 drawn calls of every operator against the reference, always others
 #   make fuzz-arguments  wrong arguments of every function, steered by libFuzzer, for ten minutes; part of make fuzz
@@ -29,6 +29,9 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 EXTRAS := demo,bench,test,triton,lint
 # A GPU that is visible gets its kernels; elsewhere the CPU part alone keeps the build short.
 BUILD := $(shell nvidia-smi -L 2>/dev/null | grep -q GPU && echo auto || echo cpu)
+# Several processes share the tests; one that has finished takes half of what another has left. Threads of OpenMP that wait
+# leave their core to the others: by default they spin.
+PARALLEL := OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
 CODE ?= benchmarks/results/cuda-machine-code.json
 
@@ -47,7 +50,7 @@ story: $(INSTALLED)
 	cp build/story/heatmap.png docs/story-heatmap.png
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest $(ARGS)
+	$(PARALLEL) $(ARGS)
 
 fuzz: $(INSTALLED) fuzz-arguments
 	$(BIN)/python -m pytest tests/test_differential.py tests/test_metamorphic.py -k cpu --hypothesis-profile=fuzz -q $(ARGS)
@@ -77,7 +80,7 @@ coverage: $(INSTALLED)
 	$(BIN)/python tests/instrumented.py coverage -q $(ARGS)
 
 integrations: $(VENV)/.libraries
-	$(BIN)/python -m pytest tests/test_fusion.py tests/test_integration_*.py $(ARGS)
+	$(PARALLEL) tests/test_fusion.py tests/test_integration_*.py $(ARGS)
 
 bench: $(INSTALLED)
 	$(BIN)/fcn-kernels bench $(ARGS)
