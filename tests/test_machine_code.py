@@ -8,7 +8,8 @@ import pytest
 from fcn_kernels import _library
 from fcn_kernels.benchmarking import machine_code
 
-COMMITTED = Path(__file__).resolve().parent.parent / "benchmarks/results/cuda-machine-code.json"
+ROOT = Path(__file__).resolve().parent.parent
+COMMITTED = ROOT / "benchmarks/results/cuda-machine-code.json"
 LOAD_WIDE = (
     "class_statistics<float, 32, 4>", "cross_entropy_pixels<float, 8, 4>", "float, float, 8, true>",
     "output_levels<float, 8, 4>", "softmax_channels<float, 8, 4>", "softmax_channels<__half, 8, 8>",
@@ -57,9 +58,15 @@ def test_built_extension():
     extension = _library.load_extension()
     if extension is None or extension.built()["cuda_architectures"] is None:
         pytest.skip("the extension holds no CUDA kernels: make cuda builds them")
-    if machine_code.find_cuobjdump() is None:
+    binary, written = Path(extension.__file__), ROOT / "build/cuda-machine-code.json"
+    if written.exists() and written.stat().st_mtime > binary.stat().st_mtime:  # .ci/run has just read this binary
+        rows = json.loads(written.read_text())
+    elif machine_code.find_cuobjdump() is None:
         pytest.skip("there is no cuobjdump")
-    assert problems(machine_code.kernels(Path(extension.__file__))) == []
+    else:
+        rows = machine_code.kernels(binary)
+    assert rows
+    assert problems(rows) == []
 
 
 def test_the_dump_is_understood(monkeypatch):

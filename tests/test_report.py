@@ -360,7 +360,7 @@ def test_commands_write_what_the_report_reads(monkeypatch, tmp_path):
             "batch",
             scaling.MEMORY,
             "--limit",
-            "4",
+            "2",
             "--seconds",
             "0.01",
         ],
