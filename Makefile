@@ -31,7 +31,8 @@ EXTRAS := demo,bench,test,triton,lint
 BUILD := $(shell nvidia-smi -L 2>/dev/null | grep -q GPU && echo auto || echo cpu)
 # Several processes share the tests; one that has finished takes half of what another has left. Threads of OpenMP that wait
 # leave their core to the others: by default they spin.
-PARALLEL := OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
+SHARED := -n logical --maxprocesses 4 --dist worksteal
+PARALLEL := OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest $(SHARED)
 
 CODE ?= benchmarks/results/cuda-machine-code.json
 
@@ -76,8 +77,8 @@ compat:
 	$(PYTHON) tests/compat.py $(PYTHON) 2.13.0 2.11.0 newest
 
 coverage: $(INSTALLED)
-	$(PIP) coverage
-	$(BIN)/python tests/instrumented.py coverage -q $(ARGS)
+	$(PIP) "coverage>=7.10"
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python tests/instrumented.py coverage -q $(SHARED) $(ARGS)
 
 integrations: $(VENV)/.libraries
 	$(PARALLEL) tests/test_fusion.py tests/test_integration_*.py $(ARGS)

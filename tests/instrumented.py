@@ -23,6 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 GOAL = 95  # per cent of the lines
 UNDEFINED = "undefined,float-cast-overflow"
+MEASURED = f"--rcfile={ROOT / 'pyproject.toml'}"  # what coverage measures, in every process that Python starts
 SANITIZE = "-O1 -g1 -fno-omit-frame-pointer"
 FLAGS = {
     "address": (
@@ -106,8 +107,9 @@ def report(folder: Path) -> bool:
     run, lines = (sum(column) for column in zip(*files.values(), strict=True))
     share = 100 * run / lines
     print(f"{'csrc/cpu':48} {run:5} of {lines:5}  {share:6.1f} %")
-    command = [sys.executable, "-m", "coverage", "report", "--skip-covered", f"--fail-under={GOAL}"]
-    python = subprocess.run(command, cwd=folder)
+    coverage = [sys.executable, "-m", "coverage"]
+    subprocess.run([*coverage, "combine", "-q", MEASURED], cwd=folder, check=True)
+    python = subprocess.run([*coverage, "report", MEASURED, "--skip-covered", f"--fail-under={GOAL}"], cwd=folder)
     return share >= GOAL and python.returncode == 0
 
 
@@ -140,20 +142,21 @@ def main() -> int:
     if kind == "valgrind":
         return valgrind()
     library = build(kind)
+    arguments = [str(ROOT / a) if (ROOT / a.partition("::")[0]).exists() else a for a in arguments]
     tests = [str(ROOT / "tests" / f"test_{name}.py") for name in TESTS.get(kind, [])]
+    if kind == "coverage" and not any(a.startswith(str(ROOT)) for a in arguments):
+        tests = [str(ROOT / "tests")]
     where = ["-o", f"pythonpath={library} {ROOT}", "--package", str(library)]
     run = ["-m", "pytest", "-p", "no:cacheprovider", "--capture=sys", *where, *tests, *CHOICE.get(kind, []), *arguments]
     env = environment(kind, library)
     if kind != "coverage":
         return subprocess.run([sys.executable, *run], cwd=ROOT, env=env).returncode
-    for old in library.parent.rglob("*.gcda"):
+    for old in [*library.parent.rglob("*.gcda"), *library.parent.glob(".coverage*")]:
         old.unlink()
-    # The kernels of Triton are left out: its interpreter runs a rewritten copy of their text.
-    measured = ["-m", "coverage", "run", "--source=fcn_kernels", "--omit=*/backends/triton/*"]
     env["COVERAGE_FILE"] = str(library.parent / ".coverage")
     # coverage puts the folder that it is started in into sys.path; the sources' has the ordinary extension.
-    run += ["-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT), *([] if arguments else [str(ROOT / "tests")])]
-    failed = subprocess.run([sys.executable, *measured, *run], cwd=library.parent, env=env).returncode
+    command = [sys.executable, "-m", "coverage", "run", MEASURED, *run, "-c", str(ROOT / "pyproject.toml")]
+    failed = subprocess.run([*command, "--rootdir", str(ROOT)], cwd=library.parent, env=env).returncode
     return 0 if report(library.parent) and not failed else 1
 
 
