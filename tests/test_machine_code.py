@@ -1,6 +1,8 @@
 """What nvcc made of CUDA kernels: no spills, wide accesses where layouts allow them, tensor cores for half types."""
 
 import json
+import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -95,3 +97,19 @@ def test_the_dump_is_understood(monkeypatch):
     assert [tuple(row[c] for c in columns) for row in rows] == [
         ("sm_80", 40, 12, 16, [32], [64], 0), ("sm_90a", 38, 12, 16, [128], [64], 2)
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("stack", [0, 8])
+def test_the_command_writes_its_table_and_fails_where_a_kernel_spills(stack, monkeypatch, tmp_path, capsys):
+    row = {
+        "kernel": "scan<2, float>", "architecture": "sm_80", "registers": 40, "stack": stack, "shared": 16,
+        "load_bits": [32], "store_bits": [64], "matrix": 0,
+    }  # fmt: skip
+    asked = []
+    monkeypatch.setattr(machine_code, "kernels", lambda binary: asked.append(binary) or [row])
+    monkeypatch.setattr(sys, "argv", ["machine_code", "some.o", "--json", str(tmp_path / "table.json")])
+    with pytest.raises(SystemExit, match="local memory") if stack else nullcontext():
+        machine_code.main()
+    assert asked == [Path("some.o")]
+    assert json.loads((tmp_path / "table.json").read_text()) == [row]
+    assert f"40 registers    {stack} B of stack" in capsys.readouterr().out
