@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 import torch
-from fuzz_arguments import Functions, functions, one
+from fuzz_arguments import DOCUMENTED, Functions, documented, functions, one, some, torch_refuses
 
 import fcn_kernels as fk
 from fcn_kernels._library import load_extension
-
-SIZE = 40  # bytes that a case reads, mostly
 
 
 @pytest.fixture(scope="module")
@@ -21,9 +17,7 @@ def found() -> Functions:
 
 @pytest.mark.filterwarnings("ignore")  # of torch's, about what is experimental
 def test_a_result_or_a_documented_exception(found: Functions) -> None:
-    source = random.Random(1)
-    for _ in range(600):
-        one(found, source.randbytes(SIZE))
+    some(found)
 
 
 def test_every_public_function_is_called(found: Functions) -> None:
@@ -41,6 +35,21 @@ def test_what_is_a_finding(error: Exception) -> None:
 
     with pytest.raises(AssertionError, match="f: "):
         one({"f": (fails, [((1,), {})])}, b"")
+
+
+def test_what_torch_refuses_is_no_finding_and_what_reaches_an_operator_may_be(found: Functions) -> None:
+    """An integer of 65 bits never arrives; what the operator's own code says of arguments that do is not torch's."""
+    name = "ops.upsample_add"
+    op, ((args, _), *_) = found[name]
+    for i, wrong in ((0, 3), (2, [2**64] * 11), (2, [1j]), (3, None), (4, "x")):
+        refused = (*args[:i], wrong, *args[i + 1 :])
+        with pytest.raises(RuntimeError, match=r"fcn_kernels::upsample_add\(\) Expected a value of type") as raised:
+            op(*refused)
+        assert torch_refuses(name, refused, raised.value)
+        assert not torch_refuses(name, args, raised.value)
+        assert not torch_refuses(name, refused, RuntimeError("std::bad_alloc"))
+    assert documented(name, args) == DOCUMENTED
+    assert documented(name, (None, *args[1:])) == documented(name, (args[0].to("meta"), *args[1:])) == (Exception,)
 
 
 def test_a_binary_target_that_is_no_tensor() -> None:
