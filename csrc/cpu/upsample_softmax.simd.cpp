@@ -28,7 +28,7 @@ class Softmax {
   Softmax(const SoftmaxArgs& args, void* scratch)
       : args_(args), g_(*args.geometry), classes_(args.x.channels), arena_(scratch), rows_(args.x, g_, arena_) {
     tiles_ = arena_.take<Tile>(g_.columns.count / L);
-    line_ = arena_.take<Out>(g_.out_width);
+    line_ = arena_.take<Out>(kTogether * line_pitch());
     for (int64_t s = 0; s < g_.columns.count && (s == 0 || g_.columns.length[s] > 0); s += L) {
       const Tile tile(g_, s, classes_, arena_);
       if (scratch) put(tiles_ + count_++, tile);
@@ -60,20 +60,35 @@ class Softmax {
     const V fy = broadcast((T)g_.row_fraction[row]);
     for (int64_t t = 0; t < count_; ++t) normalise<K>(tiles_[t], fy);
     const Image& out = args_.output;
-    for (int64_t c = 0; c < classes_; ++c) {
-      Out* to = image_ + c * out.stride_c + row * out.stride_h;
-      if (out.stride_w == 1 && !stream_) {
-        for (int64_t t = 0; t < count_; ++t) write<K>(tiles_[t], c, fy, to);
-        continue;
+    Out* to = image_ + row * out.stride_h;
+    if (out.stride_w != 1) return write_pixels<K>(fy, to);
+    for (int64_t c = 0; c < classes_; ++c, to += out.stride_c) {
+      for (int64_t t = 0; t < count_; ++t) write<K>(tiles_[t], c, fy, stream_ ? line_ : to);
+      if (stream_) stream_copy(to, line_, g_.out_width * (int64_t)sizeof(Out));
+    }
+  }
+
+  // Where a pixel's classes are side by side: a cache line of them at a time. One by one, pixels that are a power of
+  // two apart would push each other out of the cache before the next class comes.
+  template <int K>
+  void write_pixels(V fy, Out* to) {
+    const Image& out = args_.output;
+    const int64_t pitch = line_pitch();
+    for (int64_t c = 0; c < classes_; c += kTogether, to += kTogether * out.stride_c) {
+      const int64_t count = classes_ - c < kTogether ? classes_ - c : kTogether;
+      for (int64_t i = 0; i < count; ++i) {
+        for (int64_t t = 0; t < count_; ++t) write<K>(tiles_[t], c + i, fy, line_ + i * pitch);
       }
-      for (int64_t t = 0; t < count_; ++t) write<K>(tiles_[t], c, fy, line_);
-      if (out.stride_w == 1) {
-        stream_copy(to, line_, g_.out_width * (int64_t)sizeof(Out));
-      } else {
-        for (int64_t o = 0; o < g_.out_width; ++o) to[o * out.stride_w] = line_[o];
+      for (int64_t o = 0; o < g_.out_width; ++o) {
+        for (int64_t i = 0; i < count; ++i) to[o * out.stride_w + i * out.stride_c] = line_[i * pitch + o];
       }
     }
   }
+
+  static constexpr int64_t kTogether = 64 / sizeof(Out);
+
+  // An odd number of cache lines, so that the classes of a column fall into different cache sets.
+  int64_t line_pitch() const { return ((g_.out_width + kTogether - 1) / kTogether | 1) * kTogether; }
 
   template <int K>
   void normalise(Tile& tile, V fy) {
