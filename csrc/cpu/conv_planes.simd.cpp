@@ -80,15 +80,20 @@ class PlanesForward {
     for (int64_t j = tap_begin; j < tap_end; ++j) {
       for (int64_t i = c.taps - 1; i >= 0; --i) *step++ = lines_ + (first - j - top) * pitch_ + i * c.stride;
     }
-    for (int64_t phase = 0; phase < stride; ++phase) {
-      const bool fewer = (p_.row_taps - 1) * stride + phase >= args_.weight.height;
-      const int64_t end = fewer && tap_end == p_.row_taps ? tap_end - 1 : tap_end;
-      // Of the rows first * stride + phase, ... those of this unit.
-      const int64_t before = first * stride + phase < begin_, rows = last - first - before;
-      const int64_t after = (last - 1) * stride + phase >= end_;
-      if (rows - after > 0) {
-        write_rows(phase, before, rows - after, tap_begin, end > tap_begin ? (end - tap_begin) * c.taps : 0,
-                   (first + before) * stride + phase - args_.offset_h);
+    // Rows that leave the cache are written one after the other, as neighbours share a cache line.
+    const int64_t together = stream_ ? 1 : last - first;
+    for (int64_t bottom = first; bottom < last; bottom += together) {
+      for (int64_t phase = 0; phase < stride; ++phase) {
+        const bool fewer = (p_.row_taps - 1) * stride + phase >= args_.weight.height;
+        const int64_t end = fewer && tap_end == p_.row_taps ? tap_end - 1 : tap_end;
+        // Of the rows bottom * stride + phase, ... those of this unit.
+        const int64_t before = bottom * stride + phase < begin_, rows = together - before;
+        const int64_t after = (bottom + together - 1) * stride + phase >= end_;
+        if (rows - after > 0) {
+          write_rows(phase, bottom - first + before, rows - after, tap_begin,
+                     end > tap_begin ? (end - tap_begin) * c.taps : 0,
+                     (bottom + before) * stride + phase - args_.offset_h);
+        }
       }
     }
   }
@@ -121,15 +126,9 @@ class PlanesForward {
                            pitch_,
                            args_.stride_h * skip.stride_h,
                            args_.stride_h * output.stride_h};
-    if (!stream_) return depthwise_rows(p, steps);
-    p.rows = 1;
-    p.out = row_;
-    for (int64_t r = 0; r < rows; ++r, out += p.out_pitch) {
-      depthwise_rows(p, steps);
-      stream_copy(out, row_, output.width * (int64_t)sizeof(In));
-      for (int64_t s = 0; s < steps; ++s) lines[s] += pitch_;
-      if (p.add) p.add += p.add_pitch;
-    }
+    if (stream_) p.out = row_;  // one row
+    depthwise_rows(p, steps);
+    if (stream_) stream_copy(out, row_, output.width * (int64_t)sizeof(In));
   }
 
   const ConvTransposeArgs& args_;
