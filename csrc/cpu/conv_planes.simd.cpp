@@ -32,7 +32,8 @@ class PlanesForward {
         scale_((T)args.skip_scale) {
     const Columns& c = p_.columns;
     pitch_ = line_pitch<T>((c.taps - 1) * c.stride + c.periods * c.length);
-    lines_ = arena_.take<T>((kBlockRows + p_.row_taps - 1) * pitch_);
+    // The first output's products are whole vectors of the lines.
+    lines_ = arena_.take<T>((kBlockRows + p_.row_taps - 1) * pitch_ + L) + (L - turns_.first % L);
     weights_ = arena_.take<T>(p_.row_phases * p_.vector_steps() * periodic_pitch<T>(c));
     row_ = arena_.take<In>(args.output.width + L);
   }
