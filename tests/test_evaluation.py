@@ -100,7 +100,7 @@ def test_deferred_scores_stay_deferred(monkeypatch: pytest.MonkeyPatch) -> None:
     def value(self: object) -> Tensor:
         raise AssertionError("the scores were upsampled")
 
-    monkeypatch.setattr(fk.deferred._Upsampled, "value", value)
+    monkeypatch.setattr(fk.deferred.recipes.Upsampled, "value", value)
     assert evaluate(model, data, 5) == expected
     with pytest.raises(AssertionError, match="upsampled"):
         model(data[0][0]) + 1
