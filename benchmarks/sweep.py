@@ -143,8 +143,7 @@ class Deconvolution:
             x.grad = weight.grad = None
             fk.conv_transpose_add(x, weight, stride=stride, groups=groups).backward(grad)
 
-        work = classes * size * size * (1 if self.depthwise else classes)
-        return call, work
+        return call, classes * size * size
 
 
 class UpConvolution:
@@ -163,7 +162,7 @@ class UpConvolution:
             x.grad = skip.grad = weight.grad = None
             fk.conv_transpose_concat(x, weight, skip, stride=2).backward(grad)
 
-        return call, 4 * side * side * classes * classes
+        return call, 2 * classes * 4 * side * side
 
 
 def cross_entropy(x: Tensor, sampling: fk.Sampling, target: Tensor) -> Call:

@@ -51,7 +51,7 @@ def test_layouts_of_the_incoming_gradient(backend: Backend, layout: str) -> None
     check_budget(dx, reference.upsample_backward(g, code), reference.upsample_backward(g.double(), code), g, gain=4)
 
 
-@pytest.mark.parametrize("channels", [1, 3, 16, 21, 65])
+@pytest.mark.parametrize("channels", [1, 3, 7, 12, 16, 21, 65])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_channels(backend: Backend, channels: int, layout: str) -> None:
     check(backend, LAYOUTS[layout](torch.randn(1, channels, 4, 5)), Sampling.interpolate((4, 5), (11, 23)))
