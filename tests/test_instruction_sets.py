@@ -179,6 +179,41 @@ def test_conv_transpose(instruction_set: str, dtype: torch.dtype, case: str) -> 
             check_budget(ours, plain, oracle, x, gain=float(oracle.abs().max()))
 
 
+# (channels, kernel, stride, size, offset, columns cropped at the right): depthwise filters on planes, in several blocks
+# of rows. Rows of the gradient are lines as they stand without a crop at the sides, those of x at stride 1 too.
+PLANES = {
+    "stride-1": (3, (3, 3), (1, 1), (21, 32), (0, 0), 0),
+    "stride-1-rest": (3, (2, 2), (1, 1), (19, 37), (0, 0), 0),
+    "stride-2": (5, (4, 4), (2, 2), (21, 37), (0, 0), 0),
+    "stride-2-crop": (5, (4, 4), (2, 2), (21, 37), (1, 3), 2),
+    "rows-without-a-tap": (2, (2, 6), (3, 3), (18, 23), (2, 0), 0),
+    "stride-8-crop": (2, (16, 16), (8, 8), (17, 9), (31, 5), 7),
+    "past-the-cache": (3, (16, 16), (8, 8), (65, 140), (3, 7), 1),  # 13 MB in float32
+}
+
+
+@pytest.mark.parametrize("case", PLANES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_depthwise_planes(instruction_set: str, dtype: torch.dtype, case: str) -> None:
+    channels, kernel, stride, size, offset, cropped = PLANES[case]
+    full = [(i - 1) * s + k for i, s, k in zip(size, stride, kernel, strict=True)]
+    crop = [full[0] - offset[0], full[1] - offset[1] - cropped]
+    weight = torch.randn(channels, 1, *kernel).to(dtype)
+    skip = torch.randn(2, channels, crop[0] + 1, crop[1] + 2).to(dtype)
+    grad = torch.randn(2, channels, *crop).to(dtype)
+    # Jumps of 1e4 sum to more than float16 holds, in PyTorch's partial sums even where the whole does fit.
+    for values in ("hot", "tiny" if dtype == torch.float16 else "jumps", "zero"):
+        x = ADVERSARIAL[values](torch.randn(2, channels, *size)).to(dtype)
+        results = []
+        for ops, cast in ((torch.ops.fcn_kernels, dtype), (reference, dtype), (reference, torch.float64)):
+            x_, weight_, skip_, grad_ = (t.to(cast) for t in (x, weight, skip, grad))
+            where = list(stride), channels, list(offset)
+            y = ops.conv_transpose_add(x_, weight_, skip_, *where, crop, [1, 2], 0.5)
+            results.append((y, *ops.conv_transpose_add_backward(grad_, x_, weight_, *where, True, True)))
+        for ours, plain, oracle in zip(*results, strict=True):
+            check_budget(ours, plain, oracle, x, gain=float(weight.double().abs().sum() / channels))
+
+
 # (Cin, Cout, groups, kernel = stride, size): full tiles of rows and of pixels, rests, and more than one of each block.
 PATCHES = {
     "unet": (40, 24, 1, (2, 2), (5, 21)),
