@@ -102,7 +102,7 @@ results: $(VENV)/.engines $(VENV)/.libraries
 	$(BIN)/python -m benchmarks.end_to_end --json $(RESULTS)/end-to-end.json
 	$(BIN)/python -m benchmarks.low_precision --json $(RESULTS)/low-precision.json
 	$(BIN)/python -m benchmarks.fcn8s --json $(RESULTS)/fcn8s.json
-	$(BIN)/python -m benchmarks.drop_in $(AVX2) --json $(RESULTS)/drop-in.json
+	$(BIN)/python -m benchmarks.drop_in --json $(RESULTS)/drop-in.json
 	$(BIN)/python -m benchmarks.check --record
 	$(BIN)/python -m benchmarks.report
 
