@@ -54,6 +54,7 @@ def operators(device: str = "cpu") -> dict[str, Operator]:
         target, small_target = torch.zeros(1, 4, 4, dtype=torch.long), torch.zeros(1, 2, 2, dtype=torch.long)
         mask = torch.zeros(1, 1, 4, 4)
         weight, bias = torch.randn(3, 2, requires_grad=True), torch.randn(3, requires_grad=True)
+        filters = torch.randn(2, 1, 4, 4, requires_grad=True)
     return {
         "upsample_add": Operator(
             lambda x: ops.upsample_add(x, skip, CODE, [0, 0], 1.0),
@@ -87,6 +88,12 @@ def operators(device: str = "cpu") -> dict[str, Operator]:
             lambda x: F.binary_cross_entropy_with_logits(upsampled(x), mask),
             one,
             loss=True,
+        ),
+        "conv_transpose_add": Operator(
+            lambda x: ops.conv_transpose_add(x, filters, skip, [2, 2], 2, [1, 1], [4, 4], [0, 0], 1.0),
+            lambda x: fk.conv_transpose_add(x, filters, skip, stride=2, groups=2, offset=(1, 1), output_size=(4, 4)),
+            lambda x: F.conv_transpose2d(x, filters, stride=2, groups=2)[:, :, 1:5, 1:5] + skip,
+            x,
         ),
         "score_cross_entropy": Operator(
             lambda x: ops.score_cross_entropy(

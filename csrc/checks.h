@@ -35,18 +35,25 @@ void check(bool condition, const char* op, const Args&... args) {
   if (!condition) fail(op, args...);
 }
 
-inline std::string shape_of(const std::vector<int64_t>& size) {
-  std::ostringstream s;
-  s << "[";
-  for (size_t i = 0; i < size.size(); ++i) s << (i ? ", " : "") << size[i];
-  s << "]";
-  return s.str();
-}
+// Shapes for messages, as text only where it is written: making it would take longer than all that a check looks at.
+struct Shape {
+  const Tensor& of;
+};
+struct Sizes {
+  const std::vector<int64_t>& of;
+};
+inline Shape shape_of(const Tensor& t) { return Shape{t}; }
+inline Sizes shape_of(const std::vector<int64_t>& size) { return Sizes{size}; }
 
-inline std::string shape_of(const Tensor& t) {
-  std::vector<int64_t> size(t.dim());
-  for (int64_t i = 0; i < t.dim(); ++i) size[i] = t.size(i);
-  return shape_of(size);
+inline std::ostream& operator<<(std::ostream& s, const Sizes& sizes) {
+  s << "[";
+  for (size_t i = 0; i < sizes.of.size(); ++i) s << (i ? ", " : "") << sizes.of[i];
+  return s << "]";
+}
+inline std::ostream& operator<<(std::ostream& s, const Shape& shape) {
+  std::vector<int64_t> size(shape.of.dim());
+  for (int64_t i = 0; i < shape.of.dim(); ++i) size[i] = shape.of.size(i);
+  return s << shape_of(size);
 }
 
 constexpr int64_t kLargestSize = (int64_t{1} << 31) - 1;

@@ -2,6 +2,7 @@
 // times the packed weights, bias and skip added on the way out. See conv_lines.h.
 #include "conv_lines.h"
 #include "conv_patches.h"
+#include "conv_pixels.h"
 #include "conv_planes.h"
 
 namespace fcn {
@@ -203,6 +204,7 @@ class ConvTransposeAdd {
 ConvTransposePlan conv_transpose_plan(const ConvTransposeArgs& args) {
   if (is_patches(args)) return patches_plan(args);
   if (is_planes(args)) return planes_plan(args);
+  if (is_pixels(args)) return pixels_plan(args);
   return visit_dtype(args.x.dtype, [&](auto zero) {
     using In = decltype(zero);
     using T = ArithmeticOf<In>;
@@ -218,6 +220,7 @@ ConvTransposePlan conv_transpose_plan(const ConvTransposeArgs& args) {
 
 void conv_transpose_pack(const ConvTransposeArgs& args, int64_t unit) {
   if (is_patches(args)) return patches_pack(args, unit);
+  if (is_pixels(args)) return pixels_pack(args, unit);
   visit_dtype(args.x.dtype, [&](auto zero) {
     using In = decltype(zero);
     using T = ArithmeticOf<In>;
@@ -229,6 +232,10 @@ void conv_transpose_add(const ConvTransposeArgs& args, int64_t unit, void* scrat
   if (is_patches(args)) return patches_forward(args, unit, scratch);
   if (is_planes(args)) {
     planes_forward(args, unit, scratch);
+    return stream_fence();
+  }
+  if (is_pixels(args)) {
+    pixels_forward(args, unit, scratch);
     return stream_fence();
   }
   visit_dtype(args.x.dtype, [&](auto zero) {

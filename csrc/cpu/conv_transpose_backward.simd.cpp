@@ -3,6 +3,7 @@
 #include "conv_depthwise.h"
 #include "conv_parts.h"
 #include "conv_patches.h"
+#include "conv_pixels.h"
 #include "conv_planes.h"
 
 namespace fcn {
@@ -27,6 +28,7 @@ template <typename T>
 int64_t part_count(const ConvTransposeArgs& args) {
   if (is_patches(args)) return patches_parts(args);
   if (is_planes_backward(args)) return planes_parts(args);
+  if (is_pixels(args)) return pixels_parts(args);
   const int64_t rows = args.x.batch * args.x.height;
   return sum_parts(shares_of<T>(args, packing_of<T>(args)), rows * args.x.width, rows);
 }
@@ -280,6 +282,8 @@ ConvTransposePlan conv_transpose_backward_plan(const ConvTransposeArgs& args) {
       plan = patches_backward_plan(args);
     } else if (is_planes_backward(args)) {
       plan = planes_backward_plan(args);
+    } else if (is_pixels(args)) {
+      plan = pixels_backward_plan(args);
     } else {
       const ConvTransposeBackward<T, In> kernel(args, nullptr);
       if (args.grad_x.data) {
@@ -299,6 +303,7 @@ ConvTransposePlan conv_transpose_backward_plan(const ConvTransposeArgs& args) {
 
 void conv_transpose_backward_pack(const ConvTransposeArgs& args, int64_t unit) {
   if (is_patches(args)) return patches_backward_pack(args, unit);
+  if (is_pixels(args)) return pixels_pack(args, unit);
   visit_dtype(args.x.dtype, [&](auto zero) {
     using In = decltype(zero);
     using T = ArithmeticOf<In>;
@@ -309,6 +314,7 @@ void conv_transpose_backward_pack(const ConvTransposeArgs& args, int64_t unit) {
 void conv_transpose_backward(const ConvTransposeArgs& args, int64_t unit, void* scratch) {
   if (is_patches(args)) return patches_backward(args, unit, scratch);
   if (is_planes_backward(args)) return planes_backward(args, unit, scratch);
+  if (is_pixels(args)) return pixels_backward(args, unit, scratch);
   visit_dtype(args.x.dtype, [&](auto zero) {
     using In = decltype(zero);
     ConvTransposeBackward<ArithmeticOf<In>, In>(args, scratch).run(unit);

@@ -136,10 +136,12 @@ def _bilinear_sampling(
     It looks at the values, so only where that costs nothing: on the CPU, and not while something traces or transforms
     the program. A learned weight differs in its first element already.
     """
-    if torch.compiler.is_compiling() or not _is_plain(weight) or not _is_plain(x):
+    if torch.compiler.is_compiling() or (weight.requires_grad and torch.is_grad_enabled()):
+        return None
+    if not _is_plain(weight) or not _is_plain(x):
         return None
     (ky, kx), (sy, sx) = weight.shape[2:], stride
-    if groups != weight.shape[0] or weight.shape[1] != 1 or (weight.requires_grad and torch.is_grad_enabled()):
+    if groups != weight.shape[0] or weight.shape[1] != 1:
         return None
     if ky not in (2 * sy - 1, 2 * sy) or kx not in (2 * sx - 1, 2 * sx):
         return None
