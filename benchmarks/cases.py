@@ -91,10 +91,13 @@ def bandwidth(rates: dict, traffic: float) -> float:
     return points[-1][1]
 
 
-def cases(data: dict) -> Iterator[Case]:
-    """Every timed case. A rival that ran on the first kind of inputs only counts for all: its speed ignores values."""
+def cases(data: dict, regime: str = JUDGED) -> Iterator[Case]:
+    """Every case timed in a regime of malloc (see `measure.REGIMES`).
+
+    A rival that ran on the first kind of inputs only counts for all: its speed ignores values.
+    """
     for workload in data["workloads"]:
-        kinds = workload["milliseconds"].get(JUDGED, {})
+        kinds = workload["milliseconds"].get(regime, {})
         for inputs, times in kinds.items():
             everyone = {**next(iter(kinds.values())), **times}
             if "fused" in everyone:

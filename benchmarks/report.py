@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
 from benchmarks import drop_in, goals, low_precision
 from benchmarks.cases import ALL, ROOT, Case, cases, load
 from benchmarks.goals import number
+from fcn_kernels.benchmarking.report import DISTURBED
 
 REASONS = Path(__file__).resolve().parent / "losses.json"
 
@@ -36,13 +37,26 @@ def provenance(data: dict) -> str:
     engines = [f"{name} {version}" for name, version in p.get("engines", {}).items() if name in took_part]
     but = f" but {' and '.join(engines)}, which choose for themselves" if engines else ""
     held = f"{p['instruction_set'].upper()} for all{but}"
-    return f"{p['processor']}, {threads}, {held}; torch {p['torch']}; commit {p['commit']}"
+    return f"{p['processor']}, {threads}, {held}; torch {p['torch']}; commit {p['commit']}{disturbance(data)}"
+
+
+def disturbance(data: dict) -> str:
+    """In how many workloads the threads had to wait for a processor, where that is worth a remark."""
+    shares = [w["waited_for_a_processor"] for w in data.get("workloads", ()) if w.get("waited_for_a_processor")]
+    disturbed = [share for share in shares if share > DISTURBED]
+    if not disturbed:
+        return ""
+    return (
+        f"; in {len(disturbed)} of {len(shares)} workloads threads waited for a processor for more than "
+        f"{100 * DISTURBED:.0f}% of the time, for {100 * max(disturbed):.0f}% at most"
+    )
 
 
 # --- the README's table ---
 
 
-def _row(case: Case, first: bool) -> list[str]:
+def _row(case: Case, plain: Case | None, first: bool) -> list[str]:
+    """`plain` is the same case with malloc's defaults."""
     peaks = {m: number(b / 1e6) for m, b in case.workload["peak_bytes"].items()}
     compiled = [times["median"] for method, times in case.times.items() if method.startswith("torch.compile")]
     others = case.best(ALL[1:])
@@ -56,17 +70,28 @@ def _row(case: Case, first: bool) -> list[str]:
         f"{number(engine[1])} ({engine[0]})" if engine else "-",
         f"**{number(case.ratio())}x**",
         f"{number(case.ratio(ALL))}x" if others else "-",
+        f"{number(plain.ratio(ALL))}x" if plain and plain.best(ALL) else "-",
         f"{number(100 * case.floor / case.fused())}" if case.floor else "",
         f"{peaks['fused']} / {peaks.get('eager', '-')}" if first and peaks else "",
     ]
 
 
-def table(data: dict) -> list[str]:
-    titles = ["workload", "inputs", "fused", "eager", "compiled", "engine", "speed-up", "against all", "% of floor"]
-    titles.append("peak MB, fused / eager")
+def everywhere(data: dict) -> list[Case]:
+    """The cases of this file and of those that hold more workloads."""
+    family = {case.key: case for case in cases(data)}
+    for name in ("cpu-avx2-scores", "cpu-avx2-grid"):
+        family |= {case.key: case for case in cases(load(name) or {"workloads": []})}
+    return list(family.values())
+
+
+def table(data: dict, family: Collection[Case]) -> list[str]:
+    """`family`: also the cases that the table does not show."""
+    titles = ["workload", "inputs", "fused", "eager", "compiled", "engine", "speed-up", "against all", "default malloc"]
+    titles += ["% of floor", "peak MB, fused / eager"]
     found, rows, seen = list(cases(data)), [], set()
+    plain = {case.key: case for case in cases(data, "default")}
     for case in found:
-        rows.append(_row(case, case.workload["name"] not in seen))
+        rows.append(_row(case, plain.get(case.key), case.workload["name"] not in seen))
         seen.add(case.workload["name"])
     for workload in data["workloads"]:
         if workload["name"] not in seen and workload["peak_bytes"]:
@@ -86,10 +111,13 @@ def table(data: dict) -> list[str]:
         "`argmax`).",
         "The floor is the longer of two times: a copy of as many bytes as must move, a matrix product of as many",
         "multiply-adds as the operator has vector operations (rows that take over what their neighbours computed can",
-        "pass 100%). Memory is beyond the inputs. malloc keeps freed memory, for all alike.",
+        "pass 100%). Memory is beyond the inputs. malloc keeps freed memory, for all alike",
+        "(`MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=10000000000`). By default glibc asks the system for the pages of",
+        "every large tensor again, and whoever writes a large result waits for them: *default malloc* is the ratio to",
+        "the best rival that was measured so, which is seldom compiled.",
         "",
-        f"Where we lose: {sum(c.ratio(ALL) <= 1 for c in found)} of {len(found)} cases, "
-        "[with the reasons](docs/performance.md#where-we-lose).",
+        f"Where we lose, the workloads that are not shown here included: {sum(c.ratio(ALL) <= 1 for c in family)} "
+        f"of {len(family)} cases, [with the reasons](docs/performance.md#where-we-lose).",
     ]
 
 
@@ -135,7 +163,9 @@ def goal_tables(data: dict) -> list[str]:
         if not any(row.floor for row in rows):
             titles, cells = titles[:3], [c[:3] for c in cells]
         lines += [*markdown(titles, cells), ""]
-    return [*lines, f"{provenance(data)}."]
+    files = ("cpu-avx2", "cpu-avx2-scores", "cpu-avx2-1thread", "sweep-avx2", "overhead", "fcn8s", "drop-in")
+    measured = [(name, load(name)) for name in files]
+    return [*lines, *(f"- `{name}.json`: {provenance(found)}." for name, found in measured if found is not None)]
 
 
 def overhead(data: dict) -> list[str]:
@@ -192,14 +222,11 @@ def main() -> int:
         print("report: results/cpu-avx2.json is not there: `fcn-kernels bench --json` writes it", file=sys.stderr)
         return 2
     docs, page = ROOT / "docs", ROOT / "docs/performance.md"
-    found = list(cases(data))
-    family = {case.key: case for case in found}
-    for name in ("cpu-avx2-scores", "cpu-avx2-grid"):
-        family |= {case.key: case for case in cases(load(name) or {"workloads": []})}
-    lost, complaints = losses(family.values(), json.loads(REASONS.read_text(encoding="utf-8")))
+    found, family = list(cases(data)), everywhere(data)
+    lost, complaints = losses(family, json.loads(REASONS.read_text(encoding="utf-8")))
 
     plots.speed_ups(found, docs / "speed-up.png")
-    replace(ROOT / "README.md", "table", table(data))
+    replace(ROOT / "README.md", "table", table(data, family))
     replace(page, "goals", goal_tables(data))
     replace(page, "losses", lost)
     pictures = []

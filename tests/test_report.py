@@ -74,10 +74,15 @@ def test_engines_and_the_best_of_the_compiler_stand_in_the_table():
     bench = data(with_everyone(1.0))
     bench["provenance"]["engines"] = {"ONNX Runtime": "1", "OpenVINO": "2026.4"}
     photograph, random = cases.cases(bench)
-    assert report._row(photograph, True)[2:8] == ["1", "8", "4", "2 (OpenVINO)", "**4x**", "2x"]
-    assert report._row(random, False)[5] == "2 (OpenVINO)"
+    assert report._row(photograph, random, True)[2:9] == ["1", "8", "4", "2 (OpenVINO)", "**4x**", "2x", "1x"]
+    assert report._row(random, None, False)[5:9] == ["2 (OpenVINO)", "**2x**", "1x", "-"]
     assert "AVX2 for all but OpenVINO 2026.4, which choose for themselves; torch 2" in report.provenance(bench)
     assert "AVX2 for all; torch 2" in report.provenance(data(workload(1.0, 8.0)))
+    assert report.disturbance(bench) == ""
+    bench["workloads"][0]["waited_for_a_processor"] = 0.5
+    assert report.disturbance(bench) == (
+        "; in 1 of 1 workloads threads waited for a processor for more than 5% of the time, for 50% at most"
+    )
     lines, complaints = report.losses(cases.cases(data(with_everyone(2.5))), [])
     assert "2.5 ms against 2 ms of `OpenVINO` (0.8x)" in lines[1]
     assert len(complaints) == 2
@@ -180,7 +185,9 @@ def test_pictures_are_drawn(tmp_path):
 
 def test_the_pages_show_the_committed_results():
     bench = cases.load("cpu-avx2")
-    assert "\n".join(report.table(bench)) in (cases.ROOT / "README.md").read_text(encoding="utf-8")
+    assert "\n".join(report.table(bench, report.everywhere(bench))) in (cases.ROOT / "README.md").read_text(
+        encoding="utf-8"
+    )
     page = (cases.ROOT / "docs/performance.md").read_text(encoding="utf-8")
     assert "\n".join(report.goal_tables(bench)) in page
     for reason in json.loads(report.REASONS.read_text(encoding="utf-8")):

@@ -9,7 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -81,15 +81,20 @@ class Timing:
     as_dict = asdict
 
 
+_SPINNING = 0.01  # seconds after a parallel region within which OpenMP's threads wait for the next one without sleeping
+
+
 def interleaved(
     calls: Mapping[str, Callable[[], object]],
     seconds: float,
     minimum: int = 5,
+    rested: Collection[str] = (),
 ) -> dict[str, Timing]:
     """Times all calls in turns, so that a slow phase of the machine falls on all of them, for about `seconds` in all.
 
     The first sample of a turn finds another call's data in the cache. Short calls are sampled several times a turn; one
-    that has had its share of the time and `minimum` samples (3, if it takes seconds) waits for the others.
+    that has had its share of the time and `minimum` samples (3, if it takes seconds) waits for the others. Before and
+    after the turn of a `rested` call, which has threads of its own, those of the others have the time to stop spinning.
     """
     samples: dict[str, list[float]] = {name: [] for name in calls}
     estimate = {}
@@ -103,6 +108,7 @@ def interleaved(
     least = {name: minimum if own < 1 else min(minimum, 3) for name, own in estimate.items()}
     spent = dict.fromkeys(calls, 0.0)
     share = seconds / len(calls)
+    is_rested = False
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -115,6 +121,9 @@ def interleaved(
                 if name in waiting:
                     continue
                 call, count = calls[name], batch[name]
+                if rested and (name in rested) != is_rested:
+                    is_rested = not is_rested
+                    time.sleep(_SPINNING)
                 for _ in range(repeats[name]):
                     start = time.perf_counter()
                     for _ in range(count):

@@ -10,6 +10,7 @@ from fcn_kernels.benchmarking.workload import Goal, Workload
 
 JUDGED = "recycling"  # the malloc regime that goals are judged in
 ALL = ("rival", "tuned", "engine")  # the roles of those that do the same job
+DISTURBED = 0.05  # of the time for which threads may wait for a processor before it is worth a remark
 
 
 @dataclass
@@ -224,10 +225,11 @@ def table(report: Report) -> str:
                 if d["inputs"] == inputs:
                     lines.append(f"    DISAGREES: {d['method']}: {d['text']}")
     lines += ["", _LEGEND, ""]
-    busy = max(report.disturbance.values(), default=0)
-    if busy > 0.05:
+    disturbed = {name: share for name, share in report.disturbance.items() if share > DISTURBED}
+    if disturbed:
         lines.append(
-            f"NOTE: other work took the processors for up to {100 * busy:.0f}% of the time: ratios are unreliable."
+            f"NOTE: in {len(disturbed)} of {len(report.disturbance)} workloads threads waited for a processor, for up "
+            f"to {100 * max(disturbed.values()):.0f}% of the time: if other work took it, ratios are unreliable."
         )
     for entry in report.unavailable:
         lines.append(f"not measured: {entry['workload']}, {entry['method']}: {entry['reason']}")

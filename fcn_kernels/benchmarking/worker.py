@@ -73,7 +73,8 @@ def _time(job: Workload, names: list[str], check: bool, seconds: float, kinds: S
         return
     _emit("step", text=f"{job.name}: timing")
     waited, start = measure.waited(), time.perf_counter()
-    timings = measure.interleaved(calls, seconds, minimum=3 if seconds < 3 else 5)
+    engines = [key for key, (_, method, _) in where.items() if job.method(method).role == "engine"]
+    timings = measure.interleaved(calls, seconds, minimum=3 if seconds < 3 else 5, rested=engines)
     if waited is not None:
         busy = (measure.waited() - waited) / (time.perf_counter() - start) / torch.get_num_threads()
         _emit("disturbance", workload=job.name, share=busy)
