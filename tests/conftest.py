@@ -129,6 +129,13 @@ def any_backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
         yield request.param
 
 
+@pytest.fixture
+def triton_backend() -> Iterator[Backend]:
+    """Triton on a GPU, else in its interpreter."""
+    with fcn_kernels.use_backend("triton"):
+        yield Backend("triton", "cuda" if torch.cuda.is_available() else "cpu")
+
+
 @pytest.fixture(scope="session")
 def builder() -> ModuleType:
     """The module build_kernels.py, which is not part of the package."""
