@@ -47,7 +47,8 @@ def pairs(device: str, only: Sequence[str], names: Sequence[str]) -> Iterator[tu
 
 def drawn(op: str, backend: str, device: str, count: int, compare: bool) -> None:
     from against_reference import check_call
-    from strategies import examples, moved, results
+    from call import moved, results
+    from strategies import examples
 
     for call in examples(op, count, SEED):
         there = moved(call, device)

@@ -6,7 +6,7 @@ from collections import Counter
 
 import torch
 from budget import check_budget
-from strategies import OPS, Call, results
+from call import OPS, Call, results
 from torch import Tensor
 
 from fcn_kernels import reference

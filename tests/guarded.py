@@ -13,10 +13,11 @@ import sys
 from collections.abc import Callable
 
 import torch
+from call import Call, results
 from hostile import hostile
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
-from strategies import Call, calls, operators, results
+from strategies import calls, operators
 from torch import Tensor
 
 from fcn_kernels._library import load_extension

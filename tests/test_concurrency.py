@@ -10,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from strategies import Call, examples, operators, results
+from call import Call, results
+from strategies import examples, operators
 
 import fcn_kernels as fk
 

@@ -363,7 +363,8 @@ def test_every_operator_and_backend_is_checked():
 
 
 def test_calls_move_as_they_are():
-    from strategies import examples, moved
+    from call import moved
+    from strategies import examples
 
     for call in examples("upsample_add", 5):
         there = moved(call, "cpu")

@@ -10,8 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from against_reference import check_call
+from call import OPS, Call
 from cases import layout_rule
-from strategies import OPS, Call
 from torch import Tensor
 
 import fcn_kernels as fk

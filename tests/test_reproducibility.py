@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from strategies import OPS, examples, operators, results
+from call import OPS, results
+from strategies import examples, operators
 from torch import Tensor
 
 import fcn_kernels as fk
