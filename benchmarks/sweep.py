@@ -232,7 +232,7 @@ def fastest(calls: list[Call], seconds: float) -> list[float]:
 
 
 def sweep(name: str, axis: str, threads: int, seconds: float, layout: str = "contiguous") -> dict:
-    """Nanoseconds per output value (where there is a product: per multiply-add of channels) along one axis."""
+    """Nanoseconds per output value along one axis."""
     operator = OPERATORS[name]
     values = VALUES[axis]
     if isinstance(operator, Deconvolution):
