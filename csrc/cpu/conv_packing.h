@@ -94,6 +94,17 @@ inline Packing make_packing(const ConvTransposeArgs& args, bool backward, Column
   return p;
 }
 
+// For lines of the columns that a row of the output reaches, and for those of a row of x.
+template <typename T>
+inline Packing forward_packing(const ConvTransposeArgs& args) {
+  const int64_t first = args.offset_w / args.stride_w, last = (args.offset_w + args.output.width - 1) / args.stride_w;
+  return make_packing(args, false, make_columns<T>(args.stride_w, args.weight.width, last - first + 1), kLanes<T>);
+}
+template <typename T>
+inline Packing backward_packing(const ConvTransposeArgs& args) {
+  return make_packing(args, true, make_columns<T>(args.stride_w, args.weight.width, args.x.width), kLanes<T>);
+}
+
 // Calls f(packed index, ci, co, ky, kx, count) for all weights of a block, ci and co counted within the group: `count`
 // of them stand together in lanes and have consecutive kx. Several packed indices have the same weight where a period
 // has several pixels. Absent weights are not visited.

@@ -11,12 +11,6 @@ namespace {
 constexpr int64_t kBlockRows = 8;           // of x whose products are computed together
 constexpr int64_t kBlockBytes = 256 << 10;  // of the lines of their gradient
 
-template <typename T>
-Columns columns_of_output(const ConvTransposeArgs& args) {
-  const int64_t first = args.offset_w / args.stride_w, last = (args.offset_w + args.output.width - 1) / args.stride_w;
-  return make_columns<T>(args.stride_w, args.weight.width, last - first + 1);
-}
-
 template <typename T, typename In>
 class PlanesForward {
   static constexpr int L = kLanes<T>;
@@ -24,7 +18,7 @@ class PlanesForward {
  public:
   PlanesForward(const ConvTransposeArgs& args, void* scratch)
       : args_(args),
-        p_(make_packing(args, false, columns_of_output<T>(args), L)),
+        p_(forward_packing<T>(args)),
         arena_(scratch),
         left_(args.offset_w / args.stride_w - (p_.columns.taps - 1)),
         stream_(leaves_cache(args.output, sizeof(In))),
@@ -153,10 +147,7 @@ class PlanesBackward {
 
  public:
   PlanesBackward(const ConvTransposeArgs& args, void* scratch)
-      : args_(args),
-        p_(make_packing(args, true, make_columns<T>(args.stride_w, args.weight.width, args.x.width), L)),
-        arena_(scratch),
-        parts_(planes_parts(args)) {
+      : args_(args), p_(backward_packing<T>(args)), arena_(scratch), parts_(planes_parts(args)) {
     const Columns& c = p_.columns;
     pitch_ = line_pitch<T>((c.taps - 1) * c.stride + c.periods * c.length);
     out_pitch_ = line_pitch<T>(c.periods * c.vectors * L);
@@ -315,11 +306,6 @@ class PlanesBackward {
   IntVec<T>* tails_;  // the lanes of every vector of a last, shorter period
   const T** steps_;
 };
-
-template <typename F>
-auto visit(const ConvTransposeArgs& args, const F& f) {
-  return visit_dtype(args.x.dtype, [&](auto zero) { return f(ArithmeticOf<decltype(zero)>(), zero); });
-}
 
 }  // namespace
 

@@ -10,12 +10,6 @@ namespace FCN_ISA {
 
 namespace {
 
-template <typename T>
-Packing packing_of(const ConvTransposeArgs& args) {
-  const int64_t first = args.offset_w / args.stride_w, last = (args.offset_w + args.output.width - 1) / args.stride_w;
-  return make_packing(args, false, make_columns<T>(args.stride_w, args.weight.width, last - first + 1), kLanes<T>);
-}
-
 template <typename T, typename In>
 class ConvTransposeAdd {
   static constexpr int L = kLanes<T>;
@@ -23,7 +17,7 @@ class ConvTransposeAdd {
  public:
   ConvTransposeAdd(const ConvTransposeArgs& args, void* scratch)
       : args_(args),
-        p_(packing_of<T>(args)),
+        p_(forward_packing<T>(args)),
         arena_(scratch),
         shares_(share_count(p_, args.groups, args.pixelwise, sizeof(T))),
         first_pixel_(args.offset_w / args.stride_w),
@@ -224,7 +218,7 @@ void conv_transpose_pack(const ConvTransposeArgs& args, int64_t unit) {
   visit_dtype(args.x.dtype, [&](auto zero) {
     using In = decltype(zero);
     using T = ArithmeticOf<In>;
-    pack_weights<T, In>(args, packing_of<T>(args), unit);
+    pack_weights<T, In>(args, forward_packing<T>(args), unit);
   });
 }
 

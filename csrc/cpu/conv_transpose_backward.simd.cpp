@@ -14,11 +14,6 @@ namespace {
 constexpr int64_t kSumElements = 1 << 13;
 
 template <typename T>
-Packing packing_of(const ConvTransposeArgs& args) {
-  return make_packing(args, true, make_columns<T>(args.stride_w, args.weight.width, args.x.width), kLanes<T>);
-}
-
-template <typename T>
 int64_t shares_of(const ConvTransposeArgs& args, const Packing& p) {
   return share_count(p, args.groups, args.pixelwise, sizeof(T));
 }
@@ -30,7 +25,7 @@ int64_t part_count(const ConvTransposeArgs& args) {
   if (is_planes_backward(args)) return planes_parts(args);
   if (is_pixels(args)) return pixels_parts(args);
   const int64_t rows = args.x.batch * args.x.height;
-  return sum_parts(shares_of<T>(args, packing_of<T>(args)), rows * args.x.width, rows);
+  return sum_parts(shares_of<T>(args, backward_packing<T>(args)), rows * args.x.width, rows);
 }
 
 int64_t weight_count(const Image& w) { return w.batch * w.channels * w.height * w.width; }
@@ -41,7 +36,7 @@ class ConvTransposeBackward {
 
  public:
   ConvTransposeBackward(const ConvTransposeArgs& args, void* scratch)
-      : args_(args), p_(packing_of<T>(args)), arena_(scratch), shares_(shares_of<T>(args, p_)) {
+      : args_(args), p_(backward_packing<T>(args)), arena_(scratch), shares_(shares_of<T>(args, p_)) {
     const Columns& c = p_.columns;
     const int64_t inner = groups_together(p_, args.groups, args.pixelwise) * p_.inner;
     const int64_t outer = share_channels(p_, args.groups, args.pixelwise, sizeof(T));
@@ -307,7 +302,7 @@ void conv_transpose_backward_pack(const ConvTransposeArgs& args, int64_t unit) {
   visit_dtype(args.x.dtype, [&](auto zero) {
     using In = decltype(zero);
     using T = ArithmeticOf<In>;
-    pack_weights<T, In>(args, packing_of<T>(args), unit);
+    pack_weights<T, In>(args, backward_packing<T>(args), unit);
   });
 }
 
