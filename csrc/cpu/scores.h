@@ -21,7 +21,7 @@ struct ScorePlan {
   static constexpr int64_t kDepth = 64;  // rows fetched ahead: more evict each other where they are powers of two apart
   static constexpr int64_t kMaxPanels = 4;
   static constexpr int64_t kMaxUnits = 64;    // threads share them evenly
-  static constexpr int64_t kGroupRows = 252;  // of packed weights that stay in the second
+  static constexpr int64_t kGroupRows = 252;  // of packed weights that stay in the second cache
 
   int64_t channels, classes;
   int64_t pixels;  // of one image
@@ -34,8 +34,8 @@ struct ScorePlan {
       : channels(a.x.channels), classes(a.classes), pixels(a.x.height * a.x.width), tiles(a.classes) {
     const int64_t all = (pixels + P - 1) / P;
     const int64_t fitting = (1 << 19) / (classes * P * (int64_t)sizeof(T));
-    panels = all / 4 < kMaxPanels ? all / 4
-                                  : kMaxPanels;  // a few units at least, and long runs of pixels where there are many
+    // A few units at least, and long runs of pixels where there are many.
+    panels = all / 4 < kMaxPanels ? all / 4 : kMaxPanels;
     if (panels > fitting) panels = fitting;
     if (panels < 1) panels = 1;
     image_blocks = (all + panels - 1) / panels;

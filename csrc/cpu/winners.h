@@ -88,6 +88,7 @@ class Winners {
   // Labels all pixels of a band; visit(tile) follows each tile.
   template <typename Visit>
   void label(const Band& band, const Visit& visit) {
+    constexpr int four = L < 4 ? L : 4, eight = L < 8 ? L : 8;
     rows_.move_to(band.index, band.end > band.begin + 1 || g_.row_fraction[band.begin] != 0);
     switch (g_.columns.steps) {
       case 1:
@@ -96,9 +97,9 @@ class Winners {
         return label_as<2>(band, visit);
       case 3:
       case 4:
-        return label_as < L < 4 ? L : 4 > (band, visit);
+        return label_as<four>(band, visit);
       default:
-        return label_as < L < 8 ? L : 8 > (band, visit);
+        return label_as<eight>(band, visit);
     }
   }
 
