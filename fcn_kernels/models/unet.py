@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import reference
 from ..nn import ConvTransposeConcat
-from ..ops.check_labels import check_labels
 from ..ops.score_argmax import score_argmax
 from ..ops.score_cross_entropy import score_cross_entropy
 from ..ops.score_softmax import score_softmax
@@ -166,12 +166,8 @@ class UNet(nn.Module):
     def confusion_matrix(self, image: Tensor, target: Tensor, *, ignore_index: int | None = 255) -> Tensor:
         """[C, C] int64 counts: entry [t, p] of class t labelled p; target as in `loss`."""
         labels = self.predict(image)
-        target = self._output_part(target, image, labels, "confusion_matrix").long()
-        check_labels(target, self.num_classes, ignore_index)
-        entry = target * self.num_classes + labels
-        if ignore_index is not None:
-            entry = entry[target != ignore_index]
-        return torch.bincount(entry.flatten(), minlength=self.num_classes**2).view(self.num_classes, -1)
+        target = self._output_part(target, image, labels, "confusion_matrix")
+        return reference.count_labels(labels, target, self.num_classes, ignore_index)
 
     def _output_part(self, target: Tensor, image: Tensor, output: Tensor, method: str) -> Tensor:
         size, whole = output.shape[-2:], image.shape[-2:]

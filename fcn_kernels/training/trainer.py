@@ -12,13 +12,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .. import evaluation
-from ..evaluation import Metrics
+from ..evaluation import IGNORE, Metrics
 from ..models.fcn import FCN, Upscore
 from ..models.unet import UNet
 from ..models.weights import NETWORKS, describe, read_checkpoint, save_checkpoint
 from .recipes import Recipe, parameter_groups
-
-IGNORE = 255
 
 
 class Trainer:

@@ -10,9 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..evaluation import IGNORE
 from ..models.transforms import caffe_transform
-
-IGNORE = 255
 
 
 class VOCFolder(torch.utils.data.Dataset):
