@@ -12,14 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-NAMES = (
-    "astronaut",
-    "coffee",
-    "chelsea",
-    "rocket",
-    "stereo_motorcycle",
-    "immunohistochemistry",
-)  # shipped in the wheel
+# Those that scikit-image's wheel contains.
+NAMES = ("astronaut", "coffee", "chelsea", "rocket", "stereo_motorcycle", "immunohistochemistry")
 _SEED = 20150607
 
 

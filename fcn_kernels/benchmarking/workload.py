@@ -29,9 +29,8 @@ class Method:
 class Goal:
     """For inputs of one kind: what the fused method must reach."""
 
-    measure: (
-        str  # "speed-up": rivals' best / fused, at least; "time": fused / `against`, at most; "memory": bytes, at most
-    )
+    # "speed-up": rivals' best / fused, at least; "time": fused / `against`, at most; "memory": bytes, at most
+    measure: str
     value: float
     inputs: str
     against: str = ""  # a kind of inputs of the fused method, or the name of a yardstick

@@ -54,9 +54,7 @@ def run(args: argparse.Namespace) -> int:
             labels = models.predict_tiles(model, image, transform, tile=args.tile)
             target.parent.mkdir(parents=True, exist_ok=True)
             images.save_labels(labels, target)
-            images.save_image(
-                images.overlay(image, labels, args.opacity), target.with_name(f"{target.stem}_overlay.jpg")
-            )
+            images.save_image(images.overlay(image, labels, args.opacity), _overlay_of(target))
         except (ValueError, OSError) as error:
             failed += 1
             print(f"[{number}/{len(jobs)}] {error}", file=sys.stderr)

@@ -1,8 +1,9 @@
 """upsample_confusion_matrix in Triton: labels by upsample_argmax.py, counted by integer atomics.
 
 Integers add up to the same sum in any order, so that the atomics change no bit. Where all pixels of a program have the
-same pair of classes, as inside regions, one atomic counts them; the programs share COPIES matrices, which are added
-at the end. Labels are written and read once as 32 bits, targets read once: with upsampling by 4 the argmax dominates.
+same pair of classes, as inside regions, one atomic counts them; the programs share `copies` of the matrix, which are
+added at the end. Labels are written and read once as 32 bits, targets read once: with upsampling by 4 the argmax
+dominates.
 
 A label that is wrong raises, as everywhere: this is the one operator that looks at a result on the host, since counts
 cannot say NaN. While a CUDA graph is captured nobody may look, and a wrong label makes every count -1 instead.

@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...reference import arithmetic_dtype
 from .geometry import taps
 from .launch import accumulator, device_of, empty_image, image_blocks, index_type, registers
 from .logsumexp import class_statistics, logsumexp
@@ -128,8 +129,7 @@ def upsample_softmax_backward(grad: Tensor, output: Tensor, sampling: Sequence[i
     h, w = sampling[0], sampling[5]
     if n == 0:
         return empty_image(output, h, w)
-    total = torch.empty((n, H, W), dtype=torch.float64 if output.dtype == torch.float64 else torch.float32,
-                        device=output.device)  # fmt: skip
+    total = torch.empty((n, H, W), dtype=arithmetic_dtype(output.dtype), device=output.device)
     flat = all(t.stride(2) == W * t.stride(3) for t in (grad, output))
     block_c, block_p = (32, 32) if output.stride(1) == 1 and c > 1 else (4, 256)
     with device_of(output):
