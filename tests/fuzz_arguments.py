@@ -10,14 +10,16 @@ runs some strings without it.
 
 from __future__ import annotations
 
+import faulthandler
 import math
 import random
+import re
 import resource
 import struct
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from functools import cache
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache, partial
 from typing import Any
 
 try:
@@ -42,7 +44,7 @@ TWINS = "fcn_kernels_twins"
 INTEGERS = (-(2**63), -(2**62), -(2**40), -1, 0, 1, 2, 3, 8, 2**16, 2**31 - 1, 2**42, 2**61, 2**62, 2**63 - 1, 2**64)
 FLOATS = (math.nan, math.inf, -math.inf, -1.0, 0.0, 0.1, 0.5, 1.0, 2.0, 5e-324, 1e308)
 WORDS = ("none", "mean", "sum", "mean_all", "", "zero", "größer", "\0")
-ROOM = 2**29  # bytes that a case may allocate
+ROOM = 2**29  # bytes that a call may allocate
 
 
 class Bytes:
@@ -198,8 +200,8 @@ def torch_refuses(name: str, args: tuple, error: Exception) -> bool:
 
 
 def _said(error: Exception) -> str:
-    """The sentence of an error, without the frames of C++ that torch may write below it."""
-    return str(error).partition("\nException raised from ")[0]
+    """The sentence of an error, without the frames of C++ and of Python that torch may write below it."""
+    return re.sub(r"\n\nAt:\n(  .*\n)*", "\n", str(error).partition("\nException raised from ")[0])
 
 
 def documented(name: str, args: tuple) -> tuple[type[Exception], ...]:
@@ -263,8 +265,25 @@ def functions() -> Functions:
     return raw_calls() | public_calls()
 
 
-def one(functions: Functions, data: bytes) -> None:
-    """Runs the case; raises where it finds something."""
+@contextmanager
+def limited_memory(room: int) -> Iterator[None]:
+    """Inside, the process may take `room` bytes of addresses more than it has.
+
+    What surrounds a call is not limited, and what earlier ones left behind, such as the code that torch's convolutions
+    compile and keep for every shape, takes nothing of its room: they end the process where it runs out.
+    """
+    with open("/proc/self/statm") as statm:
+        now = int(statm.read().split()[0]) * resource.getpagesize()
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (now + room, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+def one(functions: Functions, data: bytes, limits: Callable[[], AbstractContextManager] = nullcontext) -> None:
+    """Runs the case, the call itself inside `limits`; raises where it finds something."""
     source = Bytes(data)
     name = source.one_of(sorted(functions))
     f, calls = functions[name]
@@ -277,9 +296,12 @@ def one(functions: Functions, data: bytes) -> None:
             given[i] = wrong
     args, options = given[: len(args)], dict(zip(options, given[len(args) :], strict=True))
     try:
-        f(*args, **options)
+        with limits():
+            f(*args, **options)
     except Exception as error:
-        if torch_refuses(name, args, error):
+        with limits():
+            refused = torch_refuses(name, args, error)
+        if refused:
             return
         if not isinstance(error, documented(name, args)):
             raise AssertionError(f"{name}: {type(error).__name__} is not documented: {error}") from error
@@ -300,10 +322,12 @@ def main() -> None:
     found = functions()
     torch.set_num_threads(1)
     some(found)  # torch has then loaded what it loads when it is used first
-    with open("/proc/self/statm") as statm:
-        now = int(statm.read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (now + ROOM, now + ROOM))
-    atheris.Setup(sys.argv, lambda data: one(found, data))
+
+    def run(data: bytes) -> None:
+        faulthandler.enable()  # after libFuzzer's handlers: a signal prints the line of Python, then libFuzzer the case
+        one(found, data, partial(limited_memory, ROOM))
+
+    atheris.Setup(sys.argv, run)
     atheris.Fuzz()
 
 

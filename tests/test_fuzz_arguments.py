@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import resource
+from functools import partial
+
 import pytest
 import torch
-from fuzz_arguments import DOCUMENTED, Functions, documented, functions, one, some, torch_refuses
+from fuzz_arguments import DOCUMENTED, Functions, documented, functions, limited_memory, one, some, torch_refuses
 
 import fcn_kernels as fk
 from fcn_kernels._library import load_extension
@@ -50,6 +53,35 @@ def test_what_torch_refuses_is_no_finding_and_what_reaches_an_operator_may_be(fo
         assert not torch_refuses(name, refused, RuntimeError("std::bad_alloc"))
     assert documented(name, args) == DOCUMENTED
     assert documented(name, (None, *args[1:])) == documented(name, (args[0].to("meta"), *args[1:])) == (Exception,)
+
+
+def test_the_frames_that_torch_writes_below_a_sentence_are_not_compared(found: Functions) -> None:
+    """Its parser iterates over a tensor where it expects integers, and says where it was called when that fails."""
+    name = "ops.upsample_add"
+    op, ((args, _), *_) = found[name]
+    refused = (*args[:3], torch.empty(()).expand(2**58, 0), *args[4:])
+    with pytest.raises(RuntimeError, match=r"bad_alloc\n\nAt:\n") as raised:
+        op(*refused)
+    assert torch_refuses(name, refused, raised.value)
+
+
+def test_a_case_has_its_memory_whatever_was_allocated_before() -> None:
+    """And what surrounds it is not limited: torch's own convolutions end the process where memory runs out."""
+    before, kept = resource.getrlimit(resource.RLIMIT_AS), []
+
+    def takes(size: int) -> None:
+        kept.append(torch.empty(size, dtype=torch.uint8))
+
+    def run(size: int) -> None:
+        one({"f": (takes, [((size,), {})])}, b"", partial(limited_memory, 2**30))
+
+    run(3 * 2**28)
+    run(3 * 2**28)
+    assert len(kept) == 2
+    run(2**31)  # documented: there is no memory
+    assert len(kept) == 2
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
+    takes(2**31)
 
 
 def test_a_binary_target_that_is_no_tensor() -> None:
