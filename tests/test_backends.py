@@ -170,7 +170,15 @@ def test_triton_kernels_are_operators():
 def test_backward_of():
     assert backends.backward_of("upsample") == "upsample_backward"
     assert backends.backward_of("upsample_add") == "upsample_backward"
+    assert backends.backward_of("conv_transpose_concat") == "conv_transpose_add_backward"
     assert backends.backward_of("upsample_argmax") is None
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"fcn-kernels {fcn_kernels.__version__}\n"
 
 
 def test_info_prints_tables(capsys, monkeypatch):

@@ -315,10 +315,47 @@ def test_select_by_name():
 
 def test_bad_arguments_end_with_a_sentence(capsys):
     assert bench.run(arguments("--only", "nothing")) == 2
-    assert bench.run(arguments("--threads", "0")) == 2
+    with pytest.raises(SystemExit):
+        arguments("--threads", "0")
     error = capsys.readouterr().err
     assert "no workload's name contains 'nothing'" in error
-    assert "--threads must be at least 1, not 0" in error
+    assert "--threads: must be an integer of at least 1, not '0'" in error
+
+
+def test_list_names_what_would_be_measured(capsys):
+    def listed(*argv):
+        assert bench.run(arguments("--list", *argv)) == 0
+        return capsys.readouterr().out.split()
+
+    assert listed() == [job.name for job in select(None)]
+    assert listed("--quick") == [job.name for job in select(None, quick=True)]
+    assert listed("--all") == [job.name for job in WORKLOADS]
+    assert listed("--only", "fcn8s_head-arg") == ["fcn8s_head-argmax"]
+    assert bench.run(arguments("--list", "--only", "nothing")) == 2
+
+
+def test_where_json_cannot_be_written_nothing_is_measured(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(bench, "measure_all", lambda *_, **__: pytest.fail("it measured"))
+    for path, reason in ((tmp_path / "none" / "x.json", "there is no folder"), (tmp_path, "is a folder")):
+        assert bench.run(arguments("--json", str(path))) == 2
+        assert reason in capsys.readouterr().err
+
+
+def test_the_table_is_printed_though_the_file_is_not_written(monkeypatch, capsys, tmp_path):
+    folder = tmp_path / "results"
+    folder.mkdir()
+
+    def events(*asked):
+        if folder.exists():
+            folder.rmdir()
+        yield from fake_events()(*asked)
+
+    monkeypatch.setattr(bench, "events", events)
+    code = bench.run(arguments("--only", "upsample_argmax-c21-64x64", "--json", str(folder / "x.json")))
+    printed = capsys.readouterr()
+    assert code == 1
+    assert "30.0x" in printed.out
+    assert "x.json" in printed.err
 
 
 def test_the_command_measures_and_writes_json(monkeypatch, capsys, tmp_path):

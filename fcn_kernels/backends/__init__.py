@@ -34,7 +34,7 @@ _PREFERENCE = {"cpu": ("cpu", "reference", "triton", "cuda")}
 _PREFERENCE_ELSEWHERE = ("cuda", "triton", "reference", "cpu")
 
 # Operators whose backward is another operator's; all others have NAME_backward or are composed of PyTorch's.
-_SHARED_BACKWARD = {"upsample_add": "upsample_backward"}
+_SHARED_BACKWARD = {"upsample_add": "upsample_backward", "conv_transpose_concat": "conv_transpose_add_backward"}
 
 _triton_library: Any = None
 _served_by_triton: set[tuple[str, str]] = set()  # (operator, dispatch key)

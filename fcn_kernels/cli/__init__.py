@@ -8,6 +8,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from .. import __version__
+
 COMMANDS = {
     "info": "what is built, which backend serves each operator, and why another does not",
     "bench": "compare the fused heads with eager PyTorch and torch.compile, on features of real photographs",
@@ -23,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="fcn-kernels", description="Fused operators for fully convolutional segmentation in PyTorch."
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="command", required=True)
     for name, summary in COMMANDS.items():
         command = commands.add_parser(name, help=summary, description=summary)

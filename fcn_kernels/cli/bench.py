@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from fcn_kernels.benchmarking import measure, memory
 from fcn_kernels.benchmarking.report import JUDGED, Report, table
 from fcn_kernels.benchmarking.runner import collect, events
 from fcn_kernels.benchmarking.workload import Workload
-from fcn_kernels.benchmarking.workloads import WORKLOADS, select
+from fcn_kernels.benchmarking.workloads import select
+
+from ._options import positive
 
 _SECONDS = {"full": 6.0, "quick": 1.0}  # per workload; half of it in the default regime
 
@@ -20,16 +23,16 @@ _SECONDS = {"full": 6.0, "quick": 1.0}  # per workload; half of it in the defaul
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="a few workloads, in less than a minute")
     parser.add_argument(
-        "--only", metavar="NAME", help="only the workloads with NAME in their name (see --list), or like it: 'grid-*'"
+        "--only", metavar="NAME", help="only the workloads with NAME in their name (see --all --list), or like it: 'grid-*'"
     )
     parser.add_argument("--all", action="store_true", help="every member of every family of workloads (over an hour)")
-    parser.add_argument("--list", action="store_true", help="print the names of the workloads and stop")
+    parser.add_argument("--list", action="store_true", help="print the names of what would be measured, and stop")
     compiling = parser.add_mutually_exclusive_group()
     compiling.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     compiling.add_argument(
         "--max-autotune", action="store_true", help="torch.compile in that mode too (its compiler takes minutes more)"
     )
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
+    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: torch's choice)")
     parser.add_argument(
         "--instruction-set",
         choices=measure.INSTRUCTION_SETS,
@@ -132,18 +135,29 @@ def measure_all(
     return report
 
 
+def _check_writable(file: Path) -> None:
+    """OSError, before much is measured that could then not be written."""
+    if file.is_dir():
+        raise IsADirectoryError(f"--json {file} is a folder")
+    if not file.parent.is_dir():
+        raise FileNotFoundError(f"--json {file}: there is no folder {file.parent}")
+    if not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise PermissionError(f"--json {file} may not be written")
+
+
 def run(args: argparse.Namespace) -> int:
-    if args.list:
-        print("\n".join(job.name for job in WORKLOADS))
-        return 0
-    if args.threads is not None and args.threads < 1:
-        print(f"fcn-kernels bench: --threads must be at least 1, not {args.threads}", file=sys.stderr)
-        return 2
+    """0: measured; 1: results disagree, or something failed; 2: nothing was begun."""
+    file = None if args.json in (None, "-") else Path(args.json)
     try:
         jobs = select(args.only, args.quick, args.all)
+        if args.list:
+            print("\n".join(job.name for job in jobs))
+            return 0
+        if file is not None:
+            _check_writable(file)
         if args.instruction_set is not None:
             measure.restrict(args.instruction_set)
-    except (ValueError, ImportError) as error:
+    except (ValueError, ImportError, OSError) as error:
         print(f"fcn-kernels bench: {error}", file=sys.stderr)
         return 2
     report = measure_all(
@@ -154,12 +168,13 @@ def run(args: argparse.Namespace) -> int:
         threads=args.threads,
         instruction_set=args.instruction_set,
     )
-    if args.json is not None:
-        text = json.dumps(report.as_dict(), indent=1)
-        if args.json == "-":
-            print(text)
-        else:
-            Path(args.json).write_text(text + "\n")
-    if args.json != "-":
-        print(table(report))
-    return 1 if report.disagreements or report.failures else 0
+    failed = bool(report.disagreements or report.failures)
+    text = None if args.json is None else json.dumps(report.as_dict(), indent=1)
+    print(text if args.json == "-" else table(report), flush=True)
+    if file is not None:
+        try:
+            file.write_text(f"{text}\n", encoding="utf-8")
+        except OSError as error:
+            print(f"fcn-kernels bench: {error}", file=sys.stderr)
+            failed = True
+    return int(failed)
