@@ -1,4 +1,4 @@
-"""Pictures from and to files: RGB in, palette PNGs, overlays and legends out. Needs Pillow."""
+"""Pictures from and to files: RGB in, palette PNGs, overlays and legends out. Needs Pillow and NumPy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,17 @@ from ._files import replacing
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["SUFFIXES", "VOC_CLASSES", "overlay", "palette", "read_image", "save_image", "save_labels", "save_legend"]
+__all__ = [
+    "SUFFIXES",
+    "VOC_CLASSES",
+    "check",
+    "overlay",
+    "palette",
+    "read_image",
+    "save_image",
+    "save_labels",
+    "save_legend",
+]
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 VOC_CLASSES = (
@@ -26,12 +36,20 @@ VOC_CLASSES = (
 
 def _pillow():
     try:
+        import numpy  # noqa: F401
         import PIL.Image
         import PIL.ImageDraw
         import PIL.ImageOps
     except ImportError as error:
-        raise RuntimeError("pictures need Pillow, which is not installed: pip install 'fcn_kernels[images]'") from error
+        raise RuntimeError(
+            f"pictures need Pillow and NumPy, of which one is missing ({error}): pip install 'fcn_kernels[images]'"
+        ) from error
     return PIL
+
+
+def check() -> None:
+    """Raises RuntimeError, with what to do, where pictures can be neither read nor written."""
+    _pillow()
 
 
 def palette() -> Tensor:

@@ -206,10 +206,63 @@ def test_nothing_is_begun_when_the_arguments_are_wrong(
         ((a, "--weights", weights, "--out", empty, "--tile", 0), "--tile must be at least 1"),
         ((a, "--weights", weights, "--out", empty, "--opacity", 2), "--opacity must lie in"),
         ((empty, "--weights", weights, "--out", tmp_path / "o"), "no PNG or JPEG files in"),
+        ((a, "--weights", weights, "--out", empty, "--device", "foo"), "--device foo cannot be used"),
+        ((a, "--weights", weights, "--out", a), "File exists"),
     ]:
         assert segment(*arguments) == 2
         assert message in capsys.readouterr().err
     assert not list(empty.iterdir())
+
+
+def test_a_device_that_is_not_there(tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    a = picture(tmp_path / "a.png")
+    assert segment(a, "--weights", weights, "--out", tmp_path / "out", "--device", "cuda") == 2
+    assert "--device cuda cannot be used" in capsys.readouterr().err
+
+
+def test_without_pillow(
+    tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a = picture(tmp_path / "a.png")
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    assert segment(a, "--weights", weights, "--out", tmp_path / "out") == 2
+    assert "pip install 'fcn_kernels[images]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "option"),
+    [
+        ("preprocessing", "cafe", "--preprocessing=torchvision"),
+        ("preprocessing", ["caffe"], "--preprocessing=torchvision"),
+        ("class_names", 5, "--names=names.txt"),
+        ("class_names", [1, 2, 3, 4, 5], "--names=names.txt"),
+        ("padding", "17", "--padding=17"),
+        ("padding", -1, "--padding=17"),
+        ("name", ["fcn8s"], "--network=fcn8s"),
+    ],
+)
+def test_what_a_checkpoint_says_wrong_an_option_can_mend(
+    key: str, value: object, option: str, tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    Path("names.txt").write_text("a\nb\nc\nd\ne\n")
+    a = picture(tmp_path / "a.png")
+    checkpoint = dict(models.read_checkpoint(weights))
+    checkpoint["network"] = {**checkpoint["network"], key: value}
+    models.save_checkpoint(checkpoint, weights)
+    assert segment(a, "--weights", weights, "--out", "out") == 2
+    assert f"the checkpoint says {key} = {value!r}" in capsys.readouterr().err
+    assert segment(a, "--weights", weights, "--out", "out", option) == 0
+
+
+def test_pictures_are_not_for_a_network_of_one_channel(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    torch.save(models.UNet(2, width=2, depth=1).state_dict(), tmp_path / "w.pt")
+    a = picture(tmp_path / "a.png")
+    assert segment(a, "--weights", tmp_path / "w.pt", "--out", tmp_path / "out") == 2
+    assert "pictures have 3 channels, the network reads 1" in capsys.readouterr().err
 
 
 def test_pictures_smaller_than_a_window_are_reported(
@@ -218,7 +271,9 @@ def test_pictures_smaller_than_a_window_are_reported(
     picture(tmp_path / "s.png", size=(9, 9))
     good = picture(tmp_path / "t.png")
     assert segment(tmp_path / "s.png", good, "--weights", weights, "--out", tmp_path / "out") == 1
-    assert "9 x 9 pixels leaves 2 x 2 features" in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert "9 x 9 pixels leaves 2 x 2 features" in printed
+    assert "s.png: " in printed
     assert (tmp_path / "out" / "t.png").exists()
     assert not (tmp_path / "out" / "s.png").exists()
 

@@ -304,8 +304,63 @@ def test_train_command(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatc
     assert "FCN-8s: step 3 of 3, loss" in printed.err
     assert main(["train", *arguments]) == 0  # nothing is left to do
     assert "step" not in capsys.readouterr().err
-    assert main(["train", str(tmp_path), "--out", str(out)]) == 1
-    assert "has no folder JPEGImages" in capsys.readouterr().err
+    (root / "JPEGImages" / "a.png").unlink()
+    assert main(["train", *arguments, "--seed", "1", "--out", str(tmp_path / "again")]) == 1
+    assert "there is no JPEGImages/a.jpg" in capsys.readouterr().err
+
+
+def test_train_begins_nothing_when_the_arguments_are_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fcn_kernels.cli import main
+
+    small = type("FCN32s", (models.FCN32s,), {"__init__": lambda self, n: models.FCN32s.__init__(self, n, **TINY)})
+    monkeypatch.setitem(training.PAPER, small, MEAN)
+    monkeypatch.setitem(models.NETWORKS, "fcn32s", small)
+    root, out = voc(tmp_path / "data", numpy.zeros((40, 33), numpy.uint8)), tmp_path / "out"
+    garbage, other, file = tmp_path / "garbage.pt", tmp_path / "other.pt", tmp_path / "file"
+    garbage.write_bytes(b"garbage" * 100)
+    torch.save({f"features.{i}.weight": torch.ones(1) for i in range(16)}, other)
+    file.touch()
+
+    def refused(*arguments: object) -> str:
+        stages = () if "--stages" in arguments else ("--stages", "32s")
+        try:
+            code = main(
+                ["train", *map(str, (*arguments, *stages)), *(() if "--out" in arguments else ("--out", str(out)))]
+            )
+        except SystemExit as ended:  # argparse's
+            code = ended.code
+        assert code == 2
+        return capsys.readouterr().err
+
+    assert "has no folder JPEGImages" in refused(tmp_path)
+    assert "garbage.pt: not a readable checkpoint: it is damaged" in refused(root, "--init", garbage)
+    assert "none.pt" in refused(root, "--init", tmp_path / "none.pt")
+    assert "the classifier 16 and 0 before its last" in refused(root, "--init", other)
+    assert "--device foo cannot be used" in refused(root, "--device", "foo")
+    assert "--device meta cannot be used" in refused(root, "--device", "meta")
+    if not torch.cuda.is_available():
+        assert "--device cuda cannot be used" in refused(root, "--device", "cuda")
+    assert "File exists" in refused(root, "--out", file)
+    for option in ("--save-every", "--steps", "--batch", "--classes"):
+        assert f"{option}: must be an integer of at least 1, not '0'" in refused(root, option, 0)
+    assert "must be an integer of at least 1, not '-5'" in refused(root, "--steps", -5)
+    assert "--classes must be at most 255" in refused(root, "--classes", 256)
+    assert "21 classes, but 0 names" in refused(root, "--names", file)
+    assert "2x stages, and alexnet has none" in refused(root, "--stages", "alexnet", "--learn-upsampling", "dense")
+    assert "2x stages, and 32s has none" in refused(root, "--stages", "32s", "--learn-upsampling", "dense")
+    assert "alexnet starts from no other network" in refused(root, "--stages", "32s", "alexnet")
+    assert "no released recipe for unet" in refused(root, "--stages", "unet", "--recipe", "released")
+    assert "leave --init out" in refused(root, "--stages", "unet", "--init", other)
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    assert "pip install 'fcn_kernels[images]'" in refused(root)
+    assert not out.exists()
+
+
+def test_saving_every_zero_steps_is_refused() -> None:
+    with pytest.raises(ValueError, match="save_every must be at least 1, got 0"):
+        training.Trainer(network(), Scenes(), MEAN, save_every=0)
 
 
 @pytest.mark.parametrize("kind", ["digits", "voc"])

@@ -23,7 +23,9 @@ _SECONDS = {"full": 6.0, "quick": 1.0}  # per workload; half of it in the defaul
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="a few workloads, in less than a minute")
     parser.add_argument(
-        "--only", metavar="NAME", help="only the workloads with NAME in their name (see --all --list), or like it: 'grid-*'"
+        "--only",
+        metavar="NAME",
+        help="only the workloads with NAME in their name (see --list --all), or like it: 'grid-*'",
     )
     parser.add_argument("--all", action="store_true", help="every member of every family of workloads (over an hour)")
     parser.add_argument("--list", action="store_true", help="print the names of what would be measured, and stop")

@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from fcn_kernels import images, models
+
+from ._options import usable_device
 
 LEGEND = "legend.png"
 
@@ -55,9 +57,10 @@ def run(args: argparse.Namespace) -> int:
             target.parent.mkdir(parents=True, exist_ok=True)
             images.save_labels(labels, target)
             images.save_image(images.overlay(image, labels, args.opacity), _overlay_of(target))
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, RuntimeError) as error:  # the last where memory runs out, say
             failed += 1
-            print(f"[{number}/{len(jobs)}] {error}", file=sys.stderr)
+            reason = str(error) if str(source) in str(error) else f"{source}: {error}"
+            print(f"[{number}/{len(jobs)}] {reason}", file=sys.stderr)
             continue
         found = torch.bincount(labels.flatten(), minlength=len(names))
         counts += found
@@ -77,29 +80,52 @@ def prepare(args: argparse.Namespace) -> tuple[models.FCN | models.UNet, Callabl
         raise ValueError(f"--opacity must lie in [0, 1], got {args.opacity}")
     if args.tile < 1:
         raise ValueError(f"--tile must be at least 1, got {args.tile}")
+    images.check()
+    device = usable_device(args.device)
     checkpoint = models.read_checkpoint(args.weights)
     about = checkpoint.get("network", {})
-    about = about if isinstance(about, dict) else {}
+    about = about if isinstance(about, Mapping) else {}
     state = models.state_dict_of(checkpoint)
-    padding = about.get("padding", 100) if args.padding is None else args.padding
-    model = models.build_network(state, args.network or about.get("name"), padding=padding)
+    network = args.network or _said(about, "name", "--network", lambda v: v in tuple(models.NETWORKS))
+    padding = args.padding
+    if padding is None:
+        padding = _said(about, "padding", "--padding", lambda v: type(v) is int and v >= 0, 100)
+    model = models.build_network(state, network, padding=padding)
     if model.num_classes > 256:
         raise ValueError(f"a palette PNG holds 256 classes, the network has {model.num_classes}")
+    if getattr(model, "in_channels", 3) != 3:
+        raise ValueError(f"pictures have 3 channels, the network reads {model.in_channels}")
     models.load_checkpoint(model, state)
     usual = "torchvision" if isinstance(model, (models.FCNGoogLeNet, models.UNet)) else "caffe"
-    transform = models.TRANSFORMS[args.preprocessing or about.get("preprocessing", usual)]
-    names = about.get("class_names")
+    known = tuple(models.TRANSFORMS)
+    preprocessing = args.preprocessing or _said(about, "preprocessing", "--preprocessing", known.__contains__, usual)
+    transform = models.TRANSFORMS[preprocessing]
     if args.names is not None:
         names = args.names.read_text(encoding="utf-8").splitlines()
-    elif names is None:
+    else:
         voc = model.num_classes == len(images.VOC_CLASSES)
-        names = images.VOC_CLASSES if voc else [f"class {k}" for k in range(model.num_classes)]
+        usual_names = images.VOC_CLASSES if voc else [f"class {k}" for k in range(model.num_classes)]
+        names = _said(about, "class_names", "--names", _are_names, usual_names)
     if len(names) != model.num_classes:
         raise ValueError(f"the network has {model.num_classes} classes, but there are {len(names)} names")
-    model = model.to(args.device).eval()
-    if next(model.parameters()).device.type == "cpu":  # else oneDNN holds two more copies of conv1_2's maps
+    model = model.to(device).eval()
+    if device.type == "cpu":  # else oneDNN holds two more copies of conv1_2's maps
         model = model.to(memory_format=torch.channels_last)
     return model, transform, names
+
+
+def _said(about: Mapping, key: str, option: str, known: Callable[[object], bool], default: object = None) -> object:
+    """What the checkpoint says of its network, or the default where it says nothing."""
+    value = about.get(key)
+    if value is None:
+        return default
+    if not known(value):
+        raise ValueError(f"the checkpoint says {key} = {value!r}, which is of no use here: give {option}")
+    return value
+
+
+def _are_names(value: object) -> bool:
+    return isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value)
 
 
 def plan(inputs: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:

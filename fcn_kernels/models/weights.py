@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import pickle
+import re
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -81,10 +83,11 @@ def copy_from_classifier(model: FCN, classifier: nn.Module | Mapping[str, Tensor
                 f"the classifier {len(features)} and {max(len(dense) - 1, 0)} before its last"
             )
         weights = dict(zip([*targets, "fc6.weight", "fc7.weight"], [*features, *dense[:2]], strict=True))
-        pairs = {}
-        for ours, theirs in weights.items():
-            pairs[ours] = source[theirs]
-            pairs[ours.replace("weight", "bias")] = source[theirs.removesuffix("weight") + "bias"]
+        biases = {o.replace("weight", "bias"): t.removesuffix("weight") + "bias" for o, t in weights.items()}
+        missing = [key for key in biases.values() if key not in source]
+        if missing:
+            raise ValueError(f"{name}: the classifier lacks {', '.join(missing[:4])}")
+        pairs = {ours: source[theirs] for ours, theirs in (weights | biases).items()}
     wrong = [
         f"{k}: {list(own[k].shape)} here, {list(t.shape)} there"
         for k, t in pairs.items()
@@ -274,11 +277,20 @@ def read_checkpoint(file: str | os.PathLike | Mapping) -> Mapping:
     except FileNotFoundError:
         raise
     except Exception as error:  # damaged bytes raise what they happen to hit
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{os.fspath(file)}: not a readable checkpoint: {reason}") from error
+        raise ValueError(f"{os.fspath(file)}: not a readable checkpoint: {_why_unreadable(error)}") from error
     if not isinstance(content, Mapping):
         raise ValueError(f"{os.fspath(file)}: holds a {type(content).__name__}, neither a state_dict nor a checkpoint")
     return content
+
+
+def _why_unreadable(error: Exception) -> str:
+    """A line. For a pickle torch's own recommends to try again with ``weights_only=False``, which executes it."""
+    if isinstance(error, pickle.UnpicklingError):
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        if found is None:
+            return "it is damaged, or not written by torch.save"
+        return f"it holds {found[1]}, and only tensors and plain values are read"
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def state_dict_of(checkpoint: Mapping) -> Mapping[str, Tensor]:

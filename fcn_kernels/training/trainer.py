@@ -38,8 +38,8 @@ class Trainer:
             ``models.describe(model)``, which does not know the preprocessing and the names of the classes.
 
     Raises:
-        ValueError: an empty dataset, or a checkpoint that is broken, without a training's state, or of another seed,
-            upsampling or network.
+        ValueError: an empty dataset, save_every below 1, or a checkpoint that is broken, without a training's state,
+            or of another seed, upsampling or network.
     """
 
     def __init__(
@@ -56,6 +56,8 @@ class Trainer:
     ) -> None:
         if len(dataset) == 0:
             raise ValueError("Trainer: the dataset is empty")
+        if save_every < 1:
+            raise ValueError(f"Trainer: save_every must be at least 1, got {save_every}")
         self.model, self.dataset, self.recipe, self.seed = model, dataset, recipe, seed
         self.checkpoint = None if checkpoint is None else Path(checkpoint)
         self.save_every, self.autocast = save_every, autocast

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .. import images
 from ..evaluation import IGNORE
 from ..models.transforms import caffe_transform
 
@@ -25,6 +26,7 @@ class VOCFolder(torch.utils.data.Dataset):
 
     Raises:
         FileNotFoundError: a folder, a list or a file is missing.
+        RuntimeError: Pillow or NumPy is not installed.
         ValueError: no samples; and, by access, a label map of another size or with labels outside the classes.
     """
 
@@ -36,6 +38,7 @@ class VOCFolder(torch.utils.data.Dataset):
         num_classes: int = 21,
         transform: Callable[[Tensor], Tensor] = caffe_transform,
     ) -> None:
+        images.check()
         self.root, self.num_classes, self.transform = Path(root), num_classes, transform
         for folder in ("JPEGImages", "SegmentationClass"):
             if not (self.root / folder).is_dir():
