@@ -25,7 +25,7 @@ def eager(model: models.UNet, x: Tensor) -> Tensor:
     """The layers one by one: plain transposed convolutions, centre crops, torch.cat."""
     skips = []
     for level, block in enumerate(model.down):
-        x = F.relu(block.conv2(F.relu(block.conv1(x))))
+        x = F.relu(block.norm2(block.conv2(F.relu(block.norm1(block.conv1(x))))))
         if level < model.depth:
             skips.append(x)
             x = F.max_pool2d(x, 2)
@@ -33,7 +33,7 @@ def eager(model: models.UNet, x: Tensor) -> Tensor:
         x, skip = F.conv_transpose2d(x, up.weight, up.bias, stride=2), skips.pop()
         oy, ox = ((s - t) // 2 for s, t in zip(skip.shape[2:], x.shape[2:], strict=True))
         x = torch.cat([skip[:, :, oy : oy + x.shape[2], ox : ox + x.shape[3]], x], 1)
-        x = F.relu(block.conv2(F.relu(block.conv1(x))))
+        x = F.relu(block.norm2(block.conv2(F.relu(block.norm1(block.conv1(x))))))
     return model.score(x)
 
 
@@ -51,9 +51,18 @@ def test_published_shapes() -> None:
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize(("depth", "size"), [(1, (18, 24)), (2, (44, 64)), (3, (92, 108))])
-def test_equals_eager(depth: int, size: tuple[int, int], layout: torch.memory_format) -> None:
-    model = tiny(depth=depth, dropout=0.0).to(memory_format=layout)
+@pytest.mark.parametrize(
+    ("depth", "size", "batch_norm"),
+    [(1, (18, 24), False), (2, (44, 64), False), (3, (92, 108), False), (2, (44, 64), True)],
+)
+def test_equals_eager(depth: int, size: tuple[int, int], batch_norm: bool, layout: torch.memory_format) -> None:
+    model = tiny(depth=depth, dropout=0.0, batch_norm=batch_norm).to(memory_format=layout)
+    for norm in model.modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            norm.running_mean.normal_()
+            norm.running_var.uniform_(0.5, 2)
+            torch.nn.init.uniform_(norm.weight, 0.5, 2)
+            torch.nn.init.normal_(norm.bias)
     image = torch.randn(2, 3, *size).contiguous(memory_format=layout)
     expected, logits = eager(model, image), model(image)
     assert logits.shape[2:] == tuple(side - 2 * model.margin for side in size)
@@ -83,6 +92,17 @@ def test_equals_eager(depth: int, size: tuple[int, int], layout: torch.memory_fo
     assert counts.sum() == (part != 255).sum()
     assert counts.sum(1).equal(torch.bincount(part[part != 255], minlength=3))
     assert counts.sum(0).equal(torch.bincount(model.predict(image)[part != 255], minlength=3))
+
+
+def test_batch_norm_is_of_every_convolution_but_the_heads() -> None:
+    model = tiny(batch_norm=True)
+    convolutions = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d) and m is not model.score]
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert [n.num_features for n in norms] == [c.out_channels for c in convolutions]
+    before = model.down[0].norm1.running_mean.clone()
+    model.train()(torch.randn(2, 3, 44, 44))
+    assert not model.down[0].norm1.running_mean.equal(before)
+    assert set(tiny().state_dict()) == {k for k in model.state_dict() if "norm" not in k}  # older checkpoints load
 
 
 def test_reference_backend() -> None:
@@ -227,10 +247,12 @@ class Scenes:
         return image, labels
 
 
-@pytest.mark.parametrize(("borders", "size"), [("valid", 68), ("mirror", 60)])
-def test_it_learns(borders: str, size: int) -> None:
+@pytest.mark.parametrize(
+    ("borders", "size", "batch_norm"), [("valid", 68, False), ("mirror", 60, False), ("mirror", 60, True)]
+)
+def test_it_learns(borders: str, size: int, batch_norm: bool) -> None:
     torch.manual_seed(2)
-    model = models.UNet(2, in_channels=3, width=8, depth=2, borders=borders)
+    model = models.UNet(2, in_channels=3, width=8, depth=2, batch_norm=batch_norm, borders=borders)
     recipe = training.Recipe(0.03, momentum=0.9, weight_decay=5e-4, reduction="mean", batch=3)
     seen = []
     trainer = training.Trainer(model, Scenes(size), recipe)
@@ -248,8 +270,9 @@ def test_the_mean_of_a_batch_counts_the_pixels_of_the_output() -> None:
     assert trainer.run(1) == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_checkpoints_tell_the_network(tmp_path: Path) -> None:
-    model = tiny(num_classes=5, depth=3, borders="mirror")
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_checkpoints_tell_the_network(batch_norm: bool, tmp_path: Path) -> None:
+    model = tiny(num_classes=5, depth=3, batch_norm=batch_norm, borders="mirror")
     models.save_checkpoint({"model_state_dict": model.state_dict()}, tmp_path / "unet.pt")
     copy = models.build_network(models.state_dict_of(models.read_checkpoint(tmp_path / "unet.pt")))
     assert models.load_checkpoint(copy, tmp_path / "unet.pt") == {}

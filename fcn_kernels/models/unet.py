@@ -23,13 +23,15 @@ Borders = Literal["valid", "mirror"]
 class _Convolutions(nn.Module):
     """Two 3x3 convolutions without padding, each with ReLU: 4 pixels less per side."""
 
-    def __init__(self, before: int, width: int) -> None:
+    def __init__(self, before: int, width: int, batch_norm: bool) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(before, width, 3)
         self.conv2 = nn.Conv2d(width, width, 3)
+        self.norm1, self.norm2 = (nn.BatchNorm2d(width) if batch_norm else nn.Identity() for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.conv2(F.relu(self.conv1(x), inplace=True)), inplace=True)
+        x = F.relu(self.norm1(self.conv1(x)), inplace=True)
+        return F.relu(self.norm2(self.conv2(x)), inplace=True)
 
 
 class UNet(nn.Module):
@@ -46,6 +48,8 @@ class UNet(nn.Module):
         width: channels after the first convolution; published with 64, thus 1024 at the bottom.
         depth: number of pools, and of up-convolutions; published with 4.
         dropout: probability, element by element, at the end of the contracting path.
+        batch_norm: between each 3x3 convolution and its ReLU; published without, but from random weights it learns in
+            far fewer steps with it.
         borders: "valid": images have a size that all pools divide (see `valid_side`), and the output covers their
             centre, without `margin` pixels on every side. "mirror": images of any size are continued by their mirror
             image, as the paper extrapolates them, and the output has their size.
@@ -62,6 +66,7 @@ class UNet(nn.Module):
         width: int = 64,
         depth: int = 4,
         dropout: float = 0.5,
+        batch_norm: bool = False,
         borders: Borders = "valid",
     ) -> None:
         super().__init__()
@@ -74,11 +79,12 @@ class UNet(nn.Module):
         self.num_classes, self.in_channels, self.depth, self.borders = num_classes, in_channels, depth, borders
         widths = [width << level for level in range(depth + 1)]
         self.down = nn.ModuleList(
-            _Convolutions(before, after) for before, after in zip([in_channels, *widths], widths, strict=False)
+            _Convolutions(before, after, batch_norm)
+            for before, after in zip([in_channels, *widths], widths, strict=False)
         )
         self.dropout = nn.Dropout(dropout)
         self.up = nn.ModuleList(ConvTransposeConcat(2 * w, w) for w in reversed(widths[:-1]))
-        self.merge = nn.ModuleList(_Convolutions(2 * w, w) for w in reversed(widths[:-1]))
+        self.merge = nn.ModuleList(_Convolutions(2 * w, w, batch_norm) for w in reversed(widths[:-1]))
         self.score = nn.Conv2d(width, num_classes, 1)
         for layer in self.modules():
             if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):

@@ -247,7 +247,8 @@ def build_network(state: Mapping[str, Tensor], name: str | None = None, *, paddi
     if found == "unet":
         width, in_channels = state["down.0.conv1.weight"].shape[:2]
         depth = sum(f"up.{level}.weight" in state for level in range(len(state)))
-        return UNet(classes, in_channels=in_channels, width=width, depth=depth, borders="mirror")
+        norm = "down.0.norm1.weight" in state
+        return UNet(classes, in_channels=in_channels, width=width, depth=depth, batch_norm=norm, borders="mirror")
     if not issubclass(NETWORKS[name], FCN32s | FCN16s | FCN8s):
         return NETWORKS[name](classes)
     firsts = [f"conv{block}_1.weight" for block in range(1, 6)]
