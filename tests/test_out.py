@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -42,6 +43,15 @@ CALLS: dict[str, tuple[Callable[..., Any], torch.Tensor | None]] = {
     ),
 }
 BACKENDS = ["reference", "cpu"]
+
+
+def test_docstrings_tell_what_is_raised() -> None:
+    for name in fk.__all__:
+        function = getattr(fk, name)
+        if not inspect.isfunction(function) or "out" not in inspect.signature(function).parameters:
+            continue
+        raises = function.__doc__.partition("Raises:")[2] or function.__doc__
+        assert "Of `out`: TypeError" in raises or "exceptions are those of" in raises, name
 
 
 @pytest.fixture(params=list(CALLS))

@@ -293,7 +293,7 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "voc" / "ImageSets" / "Segmentation" / "train.txt").write_text("a\nb\n")
     monkeypatch.setattr(models.UNet.__init__, "__kwdefaults__", models.UNet.__init__.__kwdefaults__ | {"width": 2})
     run = ["train", str(tmp_path / "voc"), "--out", str(tmp_path / "run"), "--classes", "2"]
-    assert main([*run, "--stages", "32s", "unet", "--steps", "1"]) == 1
+    assert main([*run, "--stages", "32s", "unet", "--steps", "1"]) == 2
     assert main([*run, "--stages", "unet", "--steps", "2"]) == 0
     picture = str(tmp_path / "voc" / "JPEGImages" / "a.jpg")
     assert main(["segment", picture, "--weights", str(tmp_path / "run" / "unet.pt"), "--out", str(tmp_path / "s")]) == 0

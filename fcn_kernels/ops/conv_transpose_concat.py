@@ -103,6 +103,7 @@ def conv_transpose_concat(
         TypeError: a tensor is not floating, or the dtypes differ.
         ValueError: wrong rank, batch or channels, another device, a stride or groups below 1, a stride above 65536,
             channels that groups does not divide, a crop or a window that leaves its tensor.
+        Of `out`: TypeError (dtype), ValueError (shape, layout, device, overlap), RuntimeError (a gradient is recorded).
     """
     op = "conv_transpose_concat"
     check_image(op, "x", x)

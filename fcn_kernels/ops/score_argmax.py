@@ -51,6 +51,7 @@ def score_argmax(
     Raises:
         TypeError: a tensor is not floating, or the dtypes differ; dtype is none of the four.
         ValueError: wrong rank, channels or bias length, another device, or dtype cannot hold the classes.
+        Of `out`: TypeError (dtype), ValueError (shape, layout, device, overlap with an input).
     """
     op = "score_argmax"
     x, weight, bias = (None if t is None else t.detach() for t in check_score(op, x, weight, bias))

@@ -89,6 +89,7 @@ def score_softmax(
     Raises:
         TypeError: a tensor is not floating, or the dtypes differ.
         ValueError: wrong rank, channels or bias length, another device.
+        Of `out`: TypeError (dtype), ValueError (shape, layout, device, overlap), RuntimeError (a gradient is recorded).
     """
     return _run("score_softmax", x, weight, bias, False, out)
 

@@ -72,6 +72,7 @@ def upsample(
     Raises:
         TypeError: x is not a floating tensor.
         ValueError: x is not [N, C, h, w], is empty but for N, or the sampling was made for another size.
+        Of `out`: TypeError (dtype), ValueError (shape, layout, device, overlap), RuntimeError (a gradient is recorded).
     """
     check_image("upsample", "x", x)
     encoded = encode_sampling("upsample", x, sampling)

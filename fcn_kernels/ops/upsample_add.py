@@ -92,6 +92,7 @@ def upsample_add(
         TypeError: x or skip is not a floating tensor, or their dtypes differ.
         ValueError: wrong rank, batch or channels, another device, a sampling made for another size, a window that
             leaves skip, a factor that is not finite.
+        Of `out`: TypeError (dtype), ValueError (shape, layout, device, overlap), RuntimeError (a gradient is recorded).
     """
     op = "upsample_add"
     check_image(op, "x", x)

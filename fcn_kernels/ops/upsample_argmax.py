@@ -66,6 +66,7 @@ def upsample_argmax(
         TypeError: x is not a floating tensor, or dtype is none of the four.
         ValueError: x is not [N, C, h, w], is empty but for N, the sampling was made for another size, or dtype cannot
             hold the classes.
+        Of `out`: TypeError (dtype), ValueError (shape, layout, device, overlap with an input).
     """
     op = "upsample_argmax"
     check_image(op, "x", x)

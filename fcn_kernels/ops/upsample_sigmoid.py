@@ -67,6 +67,7 @@ def upsample_sigmoid(
         TypeError: x is not a floating tensor.
         ValueError: x is not [N, C, h, w], is empty but for N, or the sampling was made for another size.
         RuntimeError: when its gradient is differentiated.
+        Of `out`: TypeError (dtype), ValueError (shape, layout, device, overlap), RuntimeError (a gradient is recorded).
     """
     check_image("upsample_sigmoid", "x", x)
     encoded = encode_sampling("upsample_sigmoid", x, sampling)

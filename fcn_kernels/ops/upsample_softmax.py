@@ -77,6 +77,7 @@ def upsample_softmax(
         TypeError: x is not a floating tensor.
         ValueError: x is not [N, C, h, w], is empty but for N, or the sampling was made for another size.
         RuntimeError: when its gradient is differentiated.
+        Of `out`: TypeError (dtype), ValueError (shape, layout, device, overlap), RuntimeError (a gradient is recorded).
     """
     return _run("upsample_softmax", x, sampling, False, out)
 
