@@ -22,7 +22,7 @@ def test_examples(page: Path, least: int, tmp_path: Path, monkeypatch: pytest.Mo
     text = page.read_text(encoding="utf-8")
     blocks = list(BLOCK.finditer(text))
     assert len(blocks) >= least
-    namespace: dict[str, object] = {}
+    namespace: dict[str, object] = {"__name__": "readme"}  # where its classes come from: not from builtins
     for block in blocks:
         line = text.count("\n", 0, block.start(1))
         code = compile("\n" * line + block.group(1), str(page), "exec")  # so that a traceback shows the page's line
