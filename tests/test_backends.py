@@ -174,13 +174,6 @@ def test_backward_of():
     assert backends.backward_of("upsample_argmax") is None
 
 
-def test_version(capsys):
-    with pytest.raises(SystemExit) as ended:
-        cli.main(["--version"])
-    assert ended.value.code == 0
-    assert capsys.readouterr().out == f"fcn-kernels {fcn_kernels.__version__}\n"
-
-
 def test_info_prints_tables(capsys, monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     assert cli.main(["info"]) == 0
