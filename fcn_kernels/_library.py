@@ -14,12 +14,15 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd import forward_ad
+from torch.autograd.graph import increment_version
 
 NAMESPACE = "fcn_kernels"
 
@@ -34,10 +37,11 @@ def define(schema: str, reference: Callable, fake: Callable) -> None:
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
 
 
-def define_out(name: str, *results: str) -> Any:
-    """Define and return the overload NAME.out, which writes its results into tensors that the caller gives.
+def define_out(name: str, *results: str) -> Callable:
+    """Define the overload NAME.out, which writes its results into tensors that the caller gives, and how to call it.
 
-    `results` are their keywords, ("out",) by default. A device whose kernel knows no such overload copies.
+    `results` are their keywords, ("out",) by default. A device whose kernel knows no such overload copies. Each result
+    counts as changed in place, so that a backward pass that wanted what it held before raises.
     """
     results = results or ("out",)
     packet = getattr(getattr(torch.ops, NAMESPACE), name)
@@ -47,7 +51,22 @@ def define_out(name: str, *results: str) -> Any:
     _library.define(f"{name}.out({arguments}, *, {outs}) -> ()", tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(f"{name}.out", lambda *args, **outs: write(packet.default(*args), outs), "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{name}.out", lambda *args, **outs: None, lib=_library)
-    return packet.out
+    op = packet.out
+
+    def kernel(keyset: Any, *args: Any, **outs: Tensor) -> None:
+        with _below_versions():
+            op.redispatch(keyset & torch._C._after_ADInplaceOrView_keyset, *args, **outs)
+        increment_version(outs.values())
+
+    def call(*args: Any, **outs: Tensor) -> None:
+        if not plain(*args, *outs.values()):
+            return op(*args, **outs)
+        with _below_versions():
+            op(*args, **outs)
+        increment_version(outs.values())
+
+    _library.impl(f"{name}.out", kernel, "ADInplaceOrView", with_keyset=True)
+    return call
 
 
 def write(results: Tensor | tuple, outs: dict[str, Tensor]) -> None:
@@ -62,13 +81,17 @@ _PLAIN = frozenset((Tensor, torch.nn.Parameter, torch.dtype, torch.Size, type(No
 
 _PRE_DISPATCH = torch._C.DispatchKey.PreDispatch
 _below_autograd = torch._C._AutoDispatchBelowAutograd
+_below_versions = torch._C._AutoDispatchBelowADInplaceOrView
+_is_compiling = torch.compiler.is_compiling
+_transformed = torch._C._are_functorch_transforms_active
 
 
 def plain(*args: Any) -> bool:
-    """Whether nobody but autograd looks on: no compiler, tracer, transform, mode or subclass of Tensor."""
+    """Whether nobody but the backward pass looks on: no compiler, tracer, transform, tangent, mode or subclass."""
     return not (
-        torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
+        _is_compiling()
+        or _transformed()
+        or forward_ad._current_level >= 0
         or torch._C._is_torch_function_mode_enabled()
         or torch._C._len_torch_dispatch_stack()
         or torch._C._dispatch_tls_is_dispatch_key_included(_PRE_DISPATCH)
@@ -76,17 +99,22 @@ def plain(*args: Any) -> bool:
     ) and _PLAIN.issuperset(map(type, args))
 
 
-def differentiable(name: str, backward: Callable, setup_context: Callable) -> Callable:
+def differentiable(name: str, backward: Callable, setup_context: Callable, jvp: Callable | None = None) -> Callable:
     """Give an operator its derivative: ``backward(ctx, *grads)``, ``setup_context(ctx, inputs, output)``.
+
+    ``jvp(inputs, tangents)`` is the derivative in forward mode, whose tangents are None where there are none. Without
+    it forward mode raises.
 
     Returns a function that calls the operator. Where a call is `plain` it leaves out torch's way through the kernel for
     the key Autograd, which is written in Python and costs as much as a small native operator.
 
-    Makes the same kernel for the key Autograd as `torch.library.register_autograd`, except that torch.func's transforms
-    can differentiate it. They refuse `Function.apply`, because they want to see a function whole; an operator they
-    have already taken apart when this kernel runs, for one level, and the base class's `apply` serves that level.
+    Makes the same kernel for the key Autograd as `torch.library.register_autograd`, except that it knows forward mode
+    and that torch.func's transforms can differentiate it, nested to any depth. They refuse `Function.apply`, because
+    they want to see a function whole; an operator they have already taken apart when this kernel runs: once for each
+    level that differentiates, and the base class's `apply` serves one level.
     """
     op = getattr(getattr(torch.ops, NAMESPACE), name).default
+    jvp = jvp or _refuse_forward_mode(name)
 
     def below_autograd(keyset: Any, args: tuple) -> Any:
         with _below_autograd():
@@ -95,8 +123,13 @@ def differentiable(name: str, backward: Callable, setup_context: Callable) -> Ca
     class Node(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, *args: Any) -> Any:
-            *args, keyset = args
-            output = below_autograd(keyset, args)
+            *args, (keyset, recording) = args
+            if recording is None:
+                output = below_autograd(keyset, args)
+            else:
+                with recording():  # by the outer levels
+                    output = below_autograd(keyset, args)
+                ctx.inputs, ctx.recording = args, recording
             setup_context(ctx, args, output)
             return output
 
@@ -104,19 +137,45 @@ def differentiable(name: str, backward: Callable, setup_context: Callable) -> Ca
         def backward(ctx: Any, *grads: Tensor | None) -> tuple:
             return (*backward(ctx, *grads), None)
 
+        @staticmethod
+        def jvp(ctx: Any, *_: Any) -> Any:
+            with ctx.recording():
+                duals = [forward_ad.unpack_dual(a) if isinstance(a, Tensor) else (a, None) for a in ctx.inputs]
+                del ctx.inputs
+                return jvp(*zip(*duals, strict=True))
+
     Node.__name__ = f"{name}_node"
     apply = super(torch.autograd.Function, Node).apply
 
     def kernel(keyset: Any, *args: Any) -> Any:
-        if not (torch.is_grad_enabled() and torch._C._any_requires_grad(*args)):
+        if not (forward_ad._current_level >= 0 or (torch.is_grad_enabled() and torch._C._any_requires_grad(*args))):
             return below_autograd(keyset, args)
-        if torch._C._are_functorch_transforms_active():
+        if forward_ad._current_level >= 0 or _transformed():
             with enable_single_level_autograd_function():
-                return apply(*args, keyset)
-        return apply(*args, keyset)
+                return apply(*args, (keyset, _recording()))
+        return apply(*args, (keyset, None))
 
     _library.impl(name, kernel, "Autograd", with_keyset=True)
     return _direct(op, backward, setup_context)
+
+
+def _recording() -> Callable:
+    """A context in which as much is recorded as now, for use where `apply` has switched all recording off."""
+    backward, forward = torch.is_grad_enabled(), torch._C._is_fwd_grad_enabled()
+
+    @contextmanager
+    def recording() -> Iterator[None]:
+        with torch.set_grad_enabled(backward), forward_ad._set_fwd_grad_enabled(forward):
+            yield
+
+    return recording
+
+
+def _refuse_forward_mode(name: str) -> Callable:
+    def jvp(inputs: tuple, tangents: tuple) -> None:
+        raise NotImplementedError(f"{name} has no derivative in forward mode (jvp, jacfwd, hessian, make_dual)")
+
+    return jvp
 
 
 def _direct(op: Any, backward_of_op: Callable, setup_context: Callable) -> Callable:
@@ -155,7 +214,11 @@ def non_differentiable(name: str) -> Callable:
     def backward(ctx: Any, *grads: Tensor | None) -> tuple:
         raise RuntimeError(f"{name} has no derivative")
 
-    return differentiable(name, backward, setup_context)
+    def jvp(inputs: tuple, tangents: tuple) -> tuple:
+        return (None,) * len(op._schema.returns)
+
+    op = getattr(getattr(torch.ops, NAMESPACE), name).default
+    return differentiable(name, backward, setup_context, jvp)
 
 
 def once_differentiable(name: str, forward: str) -> Callable:
@@ -167,7 +230,10 @@ def once_differentiable(name: str, forward: str) -> Callable:
     def backward(ctx: Any, *grads: Tensor | None) -> tuple:
         raise RuntimeError(_refusal(forward))
 
-    return differentiable(name, backward, setup_context)
+    def jvp(inputs: tuple, tangents: tuple) -> None:
+        raise RuntimeError(_refusal(forward))
+
+    return differentiable(name, backward, setup_context, jvp)
 
 
 def refuse_double_backward(name: str, gradient: Tensor, *inputs: Tensor | None) -> Tensor:
@@ -191,6 +257,8 @@ class _Refusal(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> None:
         raise RuntimeError(_refusal(ctx.name))
+
+    jvp = backward
 
 
 def _refusal(name: str) -> str:

@@ -21,5 +21,5 @@ def _backward(ctx: Any, grad: Tensor) -> tuple:
     return (grad.to(ctx.dtype)[:, None, None].expand(ctx.shape),)
 
 
-channel_sum = differentiable("channel_sum", _backward, _setup_context)
+channel_sum = differentiable("channel_sum", _backward, _setup_context, lambda _, tangents: channel_sum(tangents[0]))
 batched_by_loop("channel_sum")

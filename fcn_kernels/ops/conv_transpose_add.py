@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .. import reference
 from .._checks import (
@@ -25,7 +26,7 @@ from .._library import batched_per_sample, define, define_out, differentiable
 from ..sampling import Sampling
 from ._fakes import empty_image
 from .upsample import upsample
-from .upsample_add import _upsample_add, window_gradient
+from .upsample_add import _upsample_add, window, window_gradient
 
 _LARGEST_STRIDE = 2**16  # csrc/conv_transpose.h says why
 
@@ -67,6 +68,19 @@ def _backward(ctx: Any, grad: Tensor) -> tuple:
     return grad_x if need_x else None, grad_weight if need_weight else None, grad_skip, *(None,) * 6
 
 
+def _jvp(inputs: tuple, tangents: tuple) -> Tensor:
+    """``conv(dx, weight) + conv(x, dweight) + scale * window(dskip)``."""
+    x, weight, _, *where, size, offset, scale = inputs
+    dx, dweight, dskip, *_ = tangents
+    if dx is None and dweight is None:
+        return scale * window(dskip, offset, size)
+    if dx is not None:
+        dskip, offset, scale = _conv_transpose_add(dx, weight, dskip, *where, size, offset, scale), (0, 0), 1.0
+    if dweight is not None:
+        dskip = _conv_transpose_add(x, dweight, dskip, *where, size, offset, scale)
+    return dskip
+
+
 def _setup_context_of_backward(ctx: Any, inputs: tuple, output: tuple) -> None:
     grad, x, weight, ctx.stride, ctx.groups, ctx.offset, ctx.need_x, ctx.need_weight = inputs
     ctx.set_materialize_grads(False)
@@ -91,8 +105,26 @@ def _backward_of_backward(ctx: Any, u: Tensor | None, v: Tensor | None) -> tuple
     return grad_grad, grad_x, grad_weight, *(None,) * 5
 
 
-_conv_transpose_add = differentiable("conv_transpose_add", _backward, _setup_context)
-_gradients = differentiable("conv_transpose_add_backward", _backward_of_backward, _setup_context_of_backward)
+def _jvp_of_backward(inputs: tuple, tangents: tuple) -> tuple:
+    """Both gradients are linear in `grad`, that in x also in weight, and that in weight also in x."""
+    grad, x, weight, *where, need_x, need_weight = inputs
+    dgrad, dx, dweight, *_ = tangents
+    grad_x = grad_weight = None
+    if dgrad is not None:
+        grad_x, grad_weight = _gradients(dgrad, x, weight, *where, need_x, need_weight)
+    if need_x and dweight is not None:
+        more, _ = _gradients(grad, x, dweight, *where, True, False)
+        grad_x = more if grad_x is None else grad_x + more
+    if need_weight and dx is not None:
+        _, more = _gradients(grad, dx, weight, *where, False, True)
+        grad_weight = more if grad_weight is None else grad_weight + more
+    return grad_x if need_x else None, grad_weight if need_weight else None
+
+
+_conv_transpose_add = differentiable("conv_transpose_add", _backward, _setup_context, _jvp)
+_gradients = differentiable(
+    "conv_transpose_add_backward", _backward_of_backward, _setup_context_of_backward, _jvp_of_backward
+)
 batched_per_sample("conv_transpose_add", [0, 2])
 batched_per_sample("conv_transpose_add_backward", [0, 1], loop_if=lambda *args: args[7])
 
@@ -160,12 +192,13 @@ def _bilinear_end(kernel_size: int) -> float:
 
 
 def _is_plain(t: Tensor) -> bool:
-    """An ordinary tensor in memory, seen by nobody but autograd: no fake, no mode, no transform."""
+    """An ordinary tensor in memory, seen by nobody but autograd: no fake, no mode, no transform, no tangent."""
     return (
         type(t) in (Tensor, torch.nn.Parameter)
         and t.device.type == "cpu"
         and torch._C._len_torch_dispatch_stack() == 0
         and not torch._C._are_functorch_transforms_active()
+        and forward_ad._current_level < 0
         and not torch.jit.is_tracing()
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .. import reference
@@ -20,8 +21,8 @@ from .._checks import (
 from .._library import batched_per_sample, define, define_out, differentiable
 from ._fakes import empty_image
 from .channel_sum import channel_sum
-from .conv_transpose_add import _gradients, check_conv_transpose
-from .upsample_add import window_gradient
+from .conv_transpose_add import _conv_transpose_add, _gradients, check_conv_transpose
+from .upsample_add import window, window_gradient
 
 define(
     "conv_transpose_concat(Tensor x, Tensor weight, Tensor skip, Tensor? bias, SymInt[] stride, SymInt groups,"
@@ -54,7 +55,21 @@ def _backward(ctx: Any, grad: Tensor) -> tuple:
     return grad_x if need_x else None, grad_weight if need_weight else None, grad_skip, grad_bias, *(None,) * 5
 
 
-_conv_transpose_concat = differentiable("conv_transpose_concat", _backward, _setup_context)
+def _jvp(inputs: tuple, tangents: tuple) -> Tensor:
+    """``window(dskip)`` beside ``conv(dx, weight) + conv(x, dweight) + dbias``."""
+    x, weight, skip, _, *where, size, offset = inputs
+    dx, dweight, dskip, dbias, *_ = tangents
+    up = None if dbias is None else dbias[:, None, None].expand(x.shape[0], -1, *size)
+    for image, filters in ((dx, weight), (x, dweight)):
+        if image is not None and filters is not None:
+            up = _conv_transpose_add(image, filters, up, *where, size, (0, 0), 1.0)
+    if up is None:
+        up = x.new_zeros(()).expand(x.shape[0], weight.shape[1] * where[1], *size)
+    beside = window(skip if dskip is None else dskip, offset, size)
+    return torch.cat([torch.zeros_like(beside) if dskip is None else beside, up], dim=1)
+
+
+_conv_transpose_concat = differentiable("conv_transpose_concat", _backward, _setup_context, _jvp)
 batched_per_sample("conv_transpose_concat", [0, 2])
 
 _conv_transpose_concat_out = define_out("conv_transpose_concat")

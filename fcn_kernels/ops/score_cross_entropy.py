@@ -23,6 +23,7 @@ from .._library import (
     define,
     differentiable,
     once_differentiable,
+    plain,
     refuse_double_backward,
 )
 from ._fakes import empty_arithmetic, empty_score_gradients
@@ -96,8 +97,8 @@ def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple:
 
 def _times(gradient: Tensor, factor: Tensor) -> Tensor:
     """`gradient * factor`; that a factor is 1, as that of a loss is, costs nothing to see where nobody traces."""
-    seen = type(factor) is Tensor and factor.device.type == "cpu" and not torch._C._are_functorch_transforms_active()
-    return gradient if seen and not factor.requires_grad and factor == 1 else gradient * factor
+    seen = factor.device.type == "cpu" and not factor.requires_grad and plain(factor)
+    return gradient if seen and factor == 1 else gradient * factor
 
 
 _score_cross_entropy = differentiable("score_cross_entropy", _backward, _setup_context)

@@ -33,11 +33,13 @@ _upsample = differentiable(
     "upsample",
     lambda ctx, grad: (_upsample_backward(grad, ctx.sampling), None),
     _setup_context,
+    lambda inputs, tangents: _upsample(tangents[0], inputs[1]),
 )
 _upsample_backward = differentiable(
     "upsample_backward",
     lambda ctx, grad: (_upsample(grad, ctx.sampling), None),
     _setup_context,
+    lambda inputs, tangents: _upsample_backward(tangents[0], inputs[1]),
 )
 batched_per_sample("upsample", [0])
 batched_per_sample("upsample_backward", [0])

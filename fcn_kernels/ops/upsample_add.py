@@ -22,13 +22,18 @@ from .._checks import (
 from .._library import batched_per_sample, define, define_out, differentiable
 from ..sampling import Sampling
 from ._fakes import empty_image, output_size
-from .upsample import _upsample_backward
+from .upsample import _upsample, _upsample_backward
 
 define(
     "upsample_add(Tensor x, Tensor skip, SymInt[] sampling, SymInt[] skip_offset, float skip_scale) -> Tensor",
     reference.upsample_add,
     lambda x, skip, sampling, skip_offset, skip_scale: empty_image(x, x.shape[1], output_size(sampling)),
 )
+
+
+def window(image: Tensor, offset: Sequence[int], size: Sequence[int]) -> Tensor:
+    (oy, ox), (height, width) = offset, size
+    return image[:, :, oy : oy + height, ox : ox + width]
 
 
 def window_gradient(grad: Tensor, scale: float, offset: Sequence[int], size: Sequence[int]) -> Tensor:
@@ -55,7 +60,17 @@ def _backward(ctx: Any, grad: Tensor) -> tuple:
     return grad_x, grad_skip, None, None, None
 
 
-_upsample_add = differentiable("upsample_add", _backward, _setup_context)
+def _jvp(inputs: tuple, tangents: tuple) -> Tensor:
+    _, _, sampling, offset, scale = inputs
+    dx, dskip, *_ = tangents
+    if dskip is None:
+        return _upsample(dx, sampling)
+    if dx is None:
+        return scale * window(dskip, offset, output_size(sampling))
+    return _upsample_add(dx, dskip, sampling, offset, scale)
+
+
+_upsample_add = differentiable("upsample_add", _backward, _setup_context, _jvp)
 batched_per_sample("upsample_add", [0, 1])
 
 _upsample_add_out = define_out("upsample_add")
