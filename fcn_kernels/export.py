@@ -144,6 +144,8 @@ def _factor(axis: Sequence[int]) -> float | None:
     size, out, num, off, den = axis
     if not all(isinstance(n, int) for n in (num, off, den)) or num == 0 or 2 * off != num - den:
         return None
+    if num != den and isinstance(size, int) and size == out:
+        return None  # on the CPU torch copies, whatever the factor
     factor = den / num
     (rounded,) = struct.unpack("f", struct.pack("f", factor))
     if rounded == factor:

@@ -24,7 +24,7 @@ from torch.fx import Graph, Node
 
 from ._checks import FLOATING, LABELS, REDUCTIONS
 from .reference import arithmetic_dtype
-from .sampling import Sampling
+from .sampling import Sampling, is_copied
 
 __all__ = ["CompilePass", "compile_pass"]
 
@@ -235,6 +235,9 @@ def _replace_interpolate(graph: Graph, node: Node) -> str | None:
     )
     if sampling.output_size != tuple(result.shape[2:]):
         raise _No("its size is not that of the sampling")
+    factor = None if arguments["align_corners"] else arguments["scale_factor"]
+    if factor is not None and is_copied(sampling.input_size, factor):
+        raise _No("an axis keeps its size, and what torch makes of the factor depends on the device")
     names = []
     for user, (kind, options) in zip(list(node.users), readers, strict=True):
         _check_unchanged(node, user)

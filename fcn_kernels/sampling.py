@@ -120,6 +120,9 @@ class Sampling:
         then means 1/10 where the double's own denominator, 2^55, would overflow the integers. Down-sampling reads two
         taps per axis as well (no antialias).
 
+        An axis that keeps its size, as 3 pixels times 1.3 do, is copied whatever the factor, as torch does on the CPU.
+        Torch on CUDA copies only where both axes keep their size, and there differs from its own result on the CPU.
+
         Raises:
             TypeError: a size that is not an int or a pair of ints.
             ValueError: sizes below 1, a factor that is not positive and finite, neither or both of size and factor.
@@ -300,6 +303,25 @@ def _resized(size: int, output: int, align_corners: bool) -> Axis:
     return _reduced(size, output, size - 1, 0, output - 1)
 
 
+def _grows_from(factor: float) -> int:
+    """The smallest n with ``floor(n * factor) > n``, for a factor from 1 to 2; else 0: every size changes, or none.
+
+    A bound on the size, which a graph of dynamic sizes can be guarded with.
+    """
+    if not 1 < factor < 2:
+        return 0
+    n = min(math.ceil(1 / (factor - 1)), _SIZE_LIMIT + 1)
+    while math.floor((n - 1) * factor) > n - 1:  # the product is rounded
+        n -= 1
+    return n
+
+
+def is_copied(size: Sequence[int], scale_factor: float | Sequence[float]) -> bool:
+    """Whether an axis keeps its size under a factor that is not 1: whether torch then copies depends on the device."""
+    factors = _factors("Sampling.interpolate", scale_factor)
+    return any(n < _grows_from(factor) for n, factor in zip(size, factors, strict=True))
+
+
 def _scaled(size: int, factor: float, align_corners: bool) -> Axis:
     """``pos(o) = (o + 1/2) / factor - 1/2``: for factor p / q this is ``(2 q o + q - p) / (2 p)``."""
     _positive("Sampling.interpolate", input_size=size)
@@ -315,6 +337,8 @@ def _scaled(size: int, factor: float, align_corners: bool) -> Axis:
         raise ValueError(f"Sampling.interpolate: {size} pixels times scale_factor {factor} leave no output")
     if align_corners:
         return _resized(size, output, align_corners)
+    if size < _grows_from(factor):
+        return Axis(size, size, 1, 0, 1)
     fraction = Fraction(factor).limit_denominator(10**6)
     if fraction == 0:
         fraction = Fraction(1, 10**6)

@@ -143,6 +143,13 @@ def test_what_is_left_alone(name: str) -> None:
     assert (not fusing.left) if reason is None else any(reason in text for text in fusing.left), str(fusing)
 
 
+def test_a_factor_with_an_axis_that_keeps_its_size_is_left_alone() -> None:
+    """Torch's own decomposition does not copy the axis as its CPU kernel does: only who decides is looked at."""
+    run, fusing = compiled(lambda x: F.interpolate(x, scale_factor=1.15, mode="bilinear").argmax(1))
+    assert run(torch.randn(2, 5, 6, 7)).shape == (2, 6, 8)
+    assert any("depends on the device" in text for text in fusing.left)
+
+
 def test_dynamic_shapes_are_left_alone() -> None:
     run, fusing = compiled(lambda x: F.interpolate(x, scale_factor=4, mode="bilinear").argmax(1), dynamic=True)
     x = torch.randn(2, 5, 6, 7)

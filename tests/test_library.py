@@ -163,6 +163,7 @@ COMPILED: dict[str, Callable[..., Tensor]] = {
     "upsample-corners": lambda x, t: fk.upsample(x, Sampling.interpolate(x.shape[2:], t.shape[1:], align_corners=True)),
     "upsample-factor": lambda x, t: fk.upsample(x, Sampling.interpolate(x.shape[2:], scale_factor=2.0)),
     "upsample-fraction": lambda x, t: fk.upsample(x, Sampling.interpolate(x.shape[2:], scale_factor=2.5)),
+    "upsample-some-copied": lambda x, t: fk.upsample(x, Sampling.interpolate(x.shape[2:], scale_factor=(1.15, 2.5))),
     "add": lambda x, t: fk.upsample_add(x, x.repeat(1, 1, 3, 3), [2 * s for s in x.shape[2:]], skip_offset=(1, 2)),
     "softmax": lambda x, t: fk.upsample_softmax(x, t.shape[1:]),
     "log-softmax": lambda x, t: fk.upsample_log_softmax(x, t.shape[1:]),

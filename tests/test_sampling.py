@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fcn_kernels import CoordinateMap, Sampling, reference
-from fcn_kernels.sampling import Axis
+from fcn_kernels.sampling import Axis, is_copied
 
 SAME = Axis(5, 5, 1, 0, 1)
 
@@ -55,6 +56,31 @@ def test_interpolate_factor(factor: float, align_corners: bool) -> None:
     sampling = Sampling.interpolate((5, 7), scale_factor=factor, align_corners=align_corners)
     expected = F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=align_corners)
     torch.testing.assert_close(reference.upsample(x, sampling.encode()), expected, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize(
+    ("size", "factor"), [((3, 5), 1.3), ((20, 20), 1.04), ((5, 4), 1.2), ((9, 10), 1.1), ((1, 7), (1.9, 1.14))]
+)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_an_axis_that_keeps_its_size_is_copied(
+    size: tuple[int, int], factor: float, align_corners: bool, layout: torch.memory_format
+) -> None:
+    x = torch.randn(2, 3, *size, dtype=torch.float64).contiguous(memory_format=layout)
+    sampling = Sampling.interpolate(size, scale_factor=factor, align_corners=align_corners)
+    expected = F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=align_corners)
+    torch.testing.assert_close(reference.upsample(x, sampling.encode()), expected, rtol=0, atol=1e-13)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    size=st.integers(1, 5000), factor=st.floats(1, 2, exclude_min=True) | st.integers(1, 5000).map(lambda n: 1 + 1 / n)
+)
+def test_which_factors_keep_a_size(size: int, factor: float) -> None:
+    kept = math.floor(size * factor) == size
+    assert is_copied((size, 2), (factor, 2.0)) == kept
+    rows = Sampling.interpolate((size, 2), scale_factor=(factor, 2.0)).rows
+    assert (rows == Axis(size, size, 1, 0, 1)) == kept
 
 
 @settings(max_examples=60, deadline=None)

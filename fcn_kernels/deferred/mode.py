@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .._checks import FLOATING
-from ..sampling import Sampling
+from ..sampling import Sampling, is_copied
 from .recipes import Log, Scored, Site, Upsampled
 from .tensor import Deferred, plain
 
@@ -89,6 +89,8 @@ class _Deferring(TorchFunctionMode):
                     )
                 except (TypeError, ValueError):
                     sampling = None  # torch says what is wrong with the arguments
+                if scale_factor is not None and sampling is not None and not align_corners:
+                    sampling = None if is_copied(sampling.input_size, scale_factor) else sampling
                 if sampling is not None:
                     made = Deferred.of(Upsampled(x, sampling, arguments, Site(_calling_code(), self.log)))
                     self.made.append(weakref.ref(made))
