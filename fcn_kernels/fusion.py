@@ -19,10 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._checks import autocast_dtype
+from ._checks import FLOATING, autocast_dtype
 from .deferred import Log, Site, defer_score, deferring
-from .nn import bilinear_weight
-from .ops.conv_transpose_add import conv_transpose_add
+from .ops.conv_transpose_add import conv_transpose_add, is_bilinear, is_plain
 from .ops.upsample import upsample
 from .sampling import Sampling
 
@@ -113,20 +112,17 @@ class DeferringForward(Fused):
 class FusedConvTranspose2d(Fused):
     """nn.ConvTranspose2d: two-tap sampling while its weight is bilinear and gets no gradient, else a learned one."""
 
-    _fcn_verified: tuple[int, int] | None = None
-    _fcn_bilinear: bool = False
-
     def forward(self: Any, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         weight = self.weight
         learning = weight.requires_grad and torch.is_grad_enabled()
         if output_size is not None or type(x) is not Tensor or x.dim() != 4:
             return super().forward(x, output_size)
         dtype = autocast_dtype(x)
-        if dtype is not None:
-            x = x.to(dtype)
-        elif x.dtype != weight.dtype:
-            return super().forward(x, output_size)
-        bilinear = not learning and self._fcn_is_bilinear()
+        mixed = any(t is not None and t.dtype != weight.dtype for t in (x if dtype is None else None, self.bias))
+        if mixed or (dtype is not None and weight.dtype == torch.float64):
+            return super().forward(x, output_size)  # torch says what does not fit
+        x = x if dtype is None else x.to(dtype)
+        bilinear = not learning and _samples(self)
         if not bilinear and not _pays(self):
             return super().forward(x, output_size)
         k, s, p, op = self.kernel_size[0], self.stride[0], self.padding, self.output_padding
@@ -141,18 +137,6 @@ class FusedConvTranspose2d(Fused):
             y = conv_transpose_add(x, weight, stride=s, groups=self.groups, offset=p, output_size=size)
         return y if self.bias is None else y + self.bias.to(y.dtype)[:, None, None]
 
-    def _fcn_is_bilinear(self: Any) -> bool:
-        """Looks at the weight again whenever it was written to."""
-        weight = self.weight
-        if _why_not_sampling(self) is not None:
-            return False
-        state = (weight.data_ptr(), -1 if weight.is_inference() else weight._version)
-        if torch.compiler.is_compiling():
-            return self._fcn_bilinear
-        if state != self._fcn_verified:
-            self._fcn_verified, self._fcn_bilinear = state, is_bilinear(self)
-        return self._fcn_bilinear
-
 
 class DeferringScore(Fused):
     """A 1x1 nn.Conv2d whose only reader is the softmax behind it."""
@@ -161,14 +145,17 @@ class DeferringScore(Fused):
         return defer_score(x, self.weight, self.bias, Site("1x1 convolution", self._fcn_log))
 
 
-def is_bilinear(module: nn.ConvTranspose2d) -> bool:
-    """The weight is FCN's bilinear filter, on the diagonal or depthwise, within two roundings of its dtype."""
-    weight = module.weight.detach()
-    c, k = module.in_channels, module.kernel_size[0]
-    if weight.is_meta:
+def _samples(m: nn.ConvTranspose2d) -> bool:
+    """The weight is the bilinear filter now: its values are read in every call, for not all that write to them tell.
+
+    A graph that is traced or captured outlives the values: there the layer stays a transposed convolution.
+    """
+    weight = m.weight
+    if torch.compiler.is_compiling() or not is_plain(weight) or weight.dtype not in FLOATING:
         return False
-    ours = bilinear_weight(c, k, groups=module.groups, dtype=torch.float64)
-    return bool((weight.cpu().double() - ours).abs().max() <= 2 * torch.finfo(weight.dtype).eps)
+    if weight.is_cuda and torch.cuda.is_current_stream_capturing():
+        return False
+    return _why_not_sampling(m) is None and is_bilinear(weight)
 
 
 def _pays(m: nn.ConvTranspose2d) -> bool:
@@ -195,7 +182,7 @@ def _why_not_sampling(m: nn.ConvTranspose2d) -> str | None:
 
 def _why_not_bilinear(m: nn.ConvTranspose2d) -> str | None:
     """Why the geometry or the weight is not that of FCN's bilinear upsampling."""
-    return _why_not_sampling(m) or (None if is_bilinear(m) else "the weight is not the bilinear filter: it was learned")
+    return _why_not_sampling(m) or (None if _samples(m) else "the weight is not the bilinear filter: it was learned")
 
 
 def _fuse_transposed(name: str, m: nn.ConvTranspose2d, report: Report) -> None:

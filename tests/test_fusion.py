@@ -179,6 +179,18 @@ def test_anything_else_gets_the_very_tensor(read: object) -> None:
     assert torch.equal(result, expected)
 
 
+@pytest.mark.parametrize(
+    ("factor", "corners", "deferred"), [(1.12, False, False), (1.12, True, True), (1.0, False, True)]
+)
+def test_an_axis_that_torch_copies_on_some_devices_is_left_alone(factor: float, corners: bool, deferred: bool) -> None:
+    x = torch.randn(2, 5, 8, 10)
+    with deferring({}):
+        y = F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=corners)
+    assert (type(y) is Deferred) == deferred
+    expected = F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=corners)
+    torch.testing.assert_close(y.softmax(1), expected.softmax(1))
+
+
 def test_gradients_reach_code_below_python() -> None:
     class Double(torch.autograd.Function):
         @staticmethod
@@ -310,6 +322,37 @@ def test_bilinear_transposed_convolution(groups: int, padding: int, output_paddi
     torch.testing.assert_close(
         model(x), F.conv_transpose2d(model[0](x), layer.weight, layer.bias, 4, padding, output_padding, groups)
     )
+
+
+WRITERS = {
+    "data": lambda w: w.data.mul_(2),
+    "numpy": lambda w: w.detach().numpy().__imul__(2),
+    "one element": lambda w: w.data[3, -1, 7, 2].add_(0.01),
+    "beside the diagonal": lambda w: w.data[-1, 0, 3, 3].add_(0.01),
+    "inference": lambda w: w.mul_(2),
+}
+
+
+@pytest.mark.parametrize("writer", list(WRITERS))
+@pytest.mark.parametrize("groups", [1, 4])
+def test_a_bilinear_weight_is_noticed_to_change_whoever_writes(groups: int, writer: str) -> None:
+    with torch.inference_mode(writer == "inference"):
+        model = nn.Sequential(bilinear_layer(groups)).requires_grad_(False)
+        x = torch.randn(2, 4, 6, 5)
+        assert fk.fuse(model)
+        torch.testing.assert_close(model(x), F.conv_transpose2d(x, model[0].weight, model[0].bias, 4, groups=groups))
+        WRITERS[writer](model[0].weight)
+        expected = F.conv_transpose2d(x, model[0].weight, model[0].bias, 4, groups=groups)
+        torch.testing.assert_close(model(x), expected)
+
+
+def test_a_bilinear_weight_in_float64_under_autocast_is_refused_as_torch_refuses_it() -> None:
+    layer = bilinear_layer().requires_grad_(False).double()
+    x = torch.randn(1, 4, 3, 3)
+    for _ in range(2):  # as it was, and fused
+        with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError, match=r"dtype|type"):
+            layer(x)
+        fk.fuse(layer)
 
 
 def test_trainable_bilinear_weight_gets_its_gradient() -> None:

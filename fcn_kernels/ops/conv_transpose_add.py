@@ -170,20 +170,35 @@ def _bilinear_sampling(
     """
     if torch.compiler.is_compiling() or (weight.requires_grad and torch.is_grad_enabled()):
         return None
-    if not _is_plain(weight) or not _is_plain(x):
+    if not is_plain(weight) or not is_plain(x) or x.device.type != "cpu":
         return None
     (ky, kx), (sy, sx) = weight.shape[2:], stride
     if groups != weight.shape[0] or weight.shape[1] != 1:
         return None
     if ky not in (2 * sy - 1, 2 * sy) or kx not in (2 * sx - 1, 2 * sx):
         return None
-    tolerance = 2 * torch.finfo(weight.dtype).eps
-    if not abs(weight[0, 0, 0, 0].item() - _bilinear_end(ky) * _bilinear_end(kx)) <= tolerance:
-        return None
-    row, column = reference.bilinear_filter(ky), reference.bilinear_filter(kx)
-    if not ((weight.detach() - (row[:, None] * column).to(weight.dtype)).abs().max() <= tolerance).item():
+    if not is_bilinear(weight):
         return None
     return Sampling.transposed_conv(x.shape[2:], stride, kernel_size=(ky, kx), offset=offset, output_size=size)
+
+
+def is_bilinear(weight: Tensor) -> bool:
+    """Whether a weight [C, 1, ky, kx], or [C, C, ky, kx] on its diagonal, holds FCN's bilinear filter.
+
+    Within two roundings of its dtype, and with zeros elsewhere. A learned weight differs in its first element already.
+    """
+    weight = weight.detach()
+    (c, group, ky, kx), tolerance = weight.shape, 2 * torch.finfo(weight.dtype).eps
+    if not abs(weight[0, 0, 0, 0].item() - _bilinear_end(ky) * _bilinear_end(kx)) <= tolerance:
+        return False
+    row, column = reference.bilinear_filter(ky), reference.bilinear_filter(kx)
+    expected = (row[:, None] * column).to(weight.device, weight.dtype)
+    if group > 1:
+        # Between two elements of the diagonal lie c others.
+        if weight.flatten(0, 1)[:-1].unflatten(0, (c - 1, c + 1))[:, 1:].any().item():
+            return False
+        weight = weight.diagonal().movedim(-1, 0)[:, None]
+    return ((weight - expected).abs().max() <= tolerance).item()
 
 
 @functools.lru_cache(maxsize=64)  # making a small tensor takes as long as a small kernel
@@ -191,11 +206,11 @@ def _bilinear_end(kernel_size: int) -> float:
     return reference.bilinear_filter(kernel_size)[0].item()
 
 
-def _is_plain(t: Tensor) -> bool:
+def is_plain(t: Tensor) -> bool:
     """An ordinary tensor in memory, seen by nobody but autograd: no fake, no mode, no transform, no tangent."""
     return (
         type(t) in (Tensor, torch.nn.Parameter)
-        and t.device.type == "cpu"
+        and t.device.type != "meta"
         and torch._C._len_torch_dispatch_stack() == 0
         and not torch._C._are_functorch_transforms_active()
         and forward_ad._current_level < 0
