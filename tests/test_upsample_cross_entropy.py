@@ -408,6 +408,32 @@ def test_pixel_weights_and_extras(backend: Backend, dtype: torch.dtype, reductio
     torch.testing.assert_close(alone, extras.loss)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "mean_all", "sum", "none"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_all_ignored_with_pixel_weights_or_extras(backend: Backend, reduction: str, weighted: bool) -> None:
+    x = torch.randn(2, 3, 4, 5, device=backend.device, requires_grad=True)
+    target = torch.full((2, 8, 10), 255, device=backend.device)
+    weight = torch.full((2, 8, 10), torch.nan, device=backend.device) if weighted else None
+    loss = CE(x, target, ignore_index=255, reduction=reduction, pixel_weight=weight, return_extras=True).loss
+    expected = CE(x, target, ignore_index=255, reduction=reduction)
+    torch.testing.assert_close(loss, expected, equal_nan=True)
+    (dx,) = torch.autograd.grad(loss.sum(), x)
+    assert not dx.any()
+
+
+def test_a_weight_of_an_ignored_pixel_is_not_read(backend: Backend) -> None:
+    x = torch.randn(2, 3, 4, 5, device=backend.device, requires_grad=True)
+    target = torch.randint(0, 3, (2, 8, 10), device=backend.device)
+    target[:, :3] = 255
+    weight = torch.rand(2, 8, 10, device=backend.device)
+    expected = CE(x, target, ignore_index=255, pixel_weight=weight)
+    broken = weight.masked_fill(target == 255, torch.nan)
+    loss = CE(x, target, ignore_index=255, pixel_weight=broken)
+    assert loss.equal(expected)
+    (dx,), (wanted,) = torch.autograd.grad(loss, x), torch.autograd.grad(expected, x)
+    assert dx.equal(wanted)
+
+
 def test_pixel_weights_of_one_change_nothing(backend: Backend) -> None:
     x = torch.randn(2, 5, 6, 7, device=backend.device)
     target = torch.randint(0, 5, (2, 24, 21), device=backend.device)

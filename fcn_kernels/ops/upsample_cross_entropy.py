@@ -98,6 +98,13 @@ class CrossEntropyExtras(NamedTuple):
     counted: Tensor  # [] int64, the pixels that count
 
 
+def _mean(loss: Tensor, counts: Tensor) -> Tensor:
+    """`reference.reduce` with a gradient of zero where nothing counts: it does not pass the quotient."""
+    numerator, total = reference._sum(loss), reference._sum(counts)
+    nothing = total == 0
+    return torch.where(nothing, numerator.detach() / total, numerator / torch.where(nothing, 1, total))
+
+
 def _per_pixel(
     x: Tensor,
     target: Tensor,
@@ -113,15 +120,18 @@ def _per_pixel(
     loss, _, _, lse = _upsample_cross_entropy(
         x, target, weight, encoded, ignore_index, reference.NONE, label_smoothing, True
     )
-    pixel_loss = loss if pixel_weight is None else loss * pixel_weight
     labels = target.long()  # first: a uint8 tensor compared with -100 would compare with 156
     kept = labels != ignore_index
+    pixel_loss = loss if pixel_weight is None else loss * torch.where(kept, pixel_weight, 0)
     result = pixel_loss
     if reduction != reference.NONE:
         counts = kept.to(loss.dtype)
         if reduction == reference.MEAN and weight is not None:
             counts = torch.where(kept, weight[labels.clamp(0, x.shape[1] - 1)], 0)
-        result = reference.reduce(pixel_loss, counts, reduction)[0]
+        if reduction == reference.MEAN:
+            result = _mean(pixel_loss, counts)
+        else:
+            result = reference.reduce(pixel_loss, counts, reduction)[0]
     if not return_extras:
         return result
     with torch.no_grad():
@@ -194,7 +204,7 @@ def upsample_cross_entropy(
     check_target(op, target, (x.shape[0], encoded[1], encoded[6]))
     check_same_device(op, x, target=target)
     weight = check_class_weight(op, "weight", weight, x, x.shape[1])
-    check_index(op, "ignore_index", ignore_index)
+    ignore_index = check_index(op, "ignore_index", ignore_index)
     code = reduction_code(op, reduction)
     label_smoothing = check_smoothing(op, label_smoothing)
     if pixel_weight is not None or return_extras:
