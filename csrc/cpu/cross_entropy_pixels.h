@@ -2,6 +2,7 @@
 // gradients on their way in, losses on their way out.
 #pragma once
 
+#include "labels.h"
 #include "tile.h"
 
 namespace fcn {
@@ -33,9 +34,10 @@ class LossPixels {
   // Converts the labels of a band; returns the first wrong one's pixel, or -1.
   int64_t read_band(const Band& band) {
     first_pixel_ = (n_ * g_.out_height + band.begin) * g_.out_width;
-    return visit_label(args_.target_type, [&](auto zero) {
-      return this->template convert_labels<decltype(zero)>((band.end - band.begin) * g_.out_width);
-    });
+    const int64_t wrong =
+        convert_labels(args_.target_type, args_.target, first_pixel_, 1, (band.end - band.begin) * g_.out_width,
+                       classes_, true, args_.ignore_index, labels_);
+    return wrong < 0 ? -1 : first_pixel_ + wrong;
   }
 
   // The labels and weights of a slot's pixels. `plain`: every step of every lane is a pixel, the classes have no
@@ -136,33 +138,6 @@ class LossPixels {
   double total_weight;        // of all pixels so far
 
  private:
-  // Labels of a band as int32, ignored ones as the extra class C.
-  template <typename Label>
-  int64_t convert_labels(int64_t count) {
-    const Label* target = (const Label*)args_.target + first_pixel_;
-    const int64_t ignore = args_.ignore_index;
-    const int32_t classes = (int32_t)classes_;
-    constexpr int n = kLanes<double>;
-    IntVec<double> wrong{};
-    int64_t i = 0;
-    for (; i + n <= count; i += n) {
-      const IntVec<double> label = load_labels(target + i), ignored = label == ignore;
-      wrong |= ~(ignored | ((label >= 0) & (label < classes)));
-      store_labels(labels_ + i, ignored ? IntVec<double>{} + classes : label);
-    }
-    bool bad = any(wrong);
-    for (; i < count; ++i) {
-      const int64_t label = (int64_t)target[i];
-      bad |= label != ignore && (uint64_t)label >= (uint64_t)classes;
-      labels_[i] = label == ignore ? classes : (int32_t)label;
-    }
-    for (int64_t p = 0; bad && p < count; ++p) {
-      const int64_t label = (int64_t)target[p];
-      if (label != ignore && (uint64_t)label >= (uint64_t)classes) return first_pixel_ + p;
-    }
-    return -1;
-  }
-
   const CrossEntropyArgs& args_;
   const Geometry& g_;
   const int64_t classes_;

@@ -147,24 +147,6 @@ FCN_INLINE void store_as(BFloat16* p, Vec<float> v) {
 #endif
 }
 
-// Labels of any integer type, kLanes<double> of them, as 64-bit lanes, and back to 32 bits.
-#define FCN_LABEL_LOAD(Label)                                                                \
-  typedef Label Labels_##Label __attribute__((vector_size(kLanes<double> * sizeof(Label)))); \
-  FCN_INLINE IntVec<double> load_labels(const Label* p) {                                    \
-    Labels_##Label v;                                                                        \
-    memcpy(&v, p, sizeof(v));                                                                \
-    return __builtin_convertvector(v, IntVec<double>);                                       \
-  }
-FCN_LABEL_LOAD(uint8_t)
-FCN_LABEL_LOAD(int16_t)
-FCN_LABEL_LOAD(int32_t)
-FCN_LABEL_LOAD(int64_t)
-#undef FCN_LABEL_LOAD
-FCN_INLINE void store_labels(int32_t* p, IntVec<double> v) {
-  const Labels_int32_t narrow = __builtin_convertvector(v, Labels_int32_t);
-  memcpy(p, &narrow, sizeof(narrow));
-}
-
 // Calls f with a zero of the element type that dtype names.
 template <typename F>
 FCN_INLINE auto visit_dtype(DType dtype, F f) {

@@ -94,7 +94,10 @@ FCN_INLINE Vec<float> load_as(const Number<float>* p) {
   return __builtin_convertvector(v, Vec<float>);
 }
 FCN_INLINE Vec<double> load_as(const Number<double>* p) {
-  return __builtin_convertvector(load_labels((const int32_t*)p), Vec<double>);
+  typedef int32_t Halves __attribute__((vector_size(kVectorBytes / 2)));
+  Halves v;
+  memcpy(&v, p, sizeof(v));
+  return __builtin_convertvector(v, Vec<double>);
 }
 
 }  // namespace FCN_ISA
