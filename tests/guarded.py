@@ -3,6 +3,8 @@
 guarded.py calls N SEED     N calls of every operator, on every instruction set: the same bits as without guards
 guarded.py hostile N SEED   N calls of every operator with wrong arguments: an exception, or a result
 guarded.py FAULT            commits one fault on purpose: after, before, freed
+
+Operators that are named after SEED are tried alone.
 """
 
 from __future__ import annotations
@@ -92,7 +94,7 @@ CHECKS: dict[str, tuple[Callable[[str], st.SearchStrategy], Callable]] = {
 }
 
 
-def run(kind: str, examples: int, number: int) -> int:
+def run(kind: str, examples: int, number: int, names: list[str]) -> int:
     """How many cases were tried."""
     strategy, check = CHECKS[kind]
     count = 0
@@ -102,7 +104,7 @@ def run(kind: str, examples: int, number: int) -> int:
         count += 1
         check(case)
 
-    for op in operators():
+    for op in names:
         test = settings(max_examples=examples, database=None, deadline=None, suppress_health_check=HealthCheck)(
             seed(number)(given(strategy(op))(counted))
         )
@@ -125,7 +127,8 @@ if __name__ == "__main__":
     torch.set_num_threads(2)
     if sys.argv[1] in CHECKS:
         faulthandler.enable()
-        print(f"{run(sys.argv[1], *map(int, sys.argv[2:]))} cases")
+        kind, examples, number, *names = sys.argv[1:]
+        print(f"{run(kind, int(examples), int(number), names or operators())} cases")
     else:
         commit(sys.argv[1])
         print("nothing noticed")
