@@ -5,7 +5,9 @@ TypeError: a wrong Python type or dtype. ValueError: a wrong rank, shape, size, 
 
 from __future__ import annotations
 
+import itertools
 import math
+import operator
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -81,7 +83,7 @@ def check_out(
     if out.shape != tuple(size):
         raise ValueError(f"{op}: {name} must be {list(size)}, as the result is, got shape {list(out.shape)}")
     layout = reference.memory_format(x) if len(size) == 4 else torch.contiguous_format
-    strides = torch.empty(size, device="meta", memory_format=layout).stride()
+    strides = _strides(size, layout)
     if out.stride()[1:] != strides[1:] or (out.stride(0) != strides[0] and size[0] > 1):
         kind = "channels_last, as x is" if layout is torch.channels_last else "contiguous"
         raise ValueError(f"{op}: {name} must be {kind}, with strides {list(strides)}, got {list(out.stride())}")
@@ -90,6 +92,14 @@ def check_out(
         raise RuntimeError(f"{op}: {name}= records no gradient: call it under torch.no_grad() or with detached tensors")
     if not torch.compiler.is_compiling() and any(_overlap(out, t) for t in inputs):
         raise ValueError(f"{op}: {name} shares memory with an input, which would be overwritten while it is read")
+
+
+def _strides(size: Sequence[int], layout: torch.memory_format) -> tuple[int, ...]:
+    """Those of a new tensor."""
+    if layout is torch.channels_last:
+        _, channels, height, width = size
+        return channels * height * width, 1, channels * width, channels
+    return tuple(itertools.accumulate(reversed(size[1:]), operator.mul, initial=1))[::-1]
 
 
 def _overlap(a: Tensor, b: Tensor) -> bool:

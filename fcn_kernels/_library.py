@@ -140,7 +140,7 @@ def differentiable(name: str, backward: Callable, setup_context: Callable, jvp: 
         @staticmethod
         def jvp(ctx: Any, *_: Any) -> Any:
             with ctx.recording():
-                duals = [forward_ad.unpack_dual(a) if isinstance(a, Tensor) else (a, None) for a in ctx.inputs]
+                duals = [forward_ad.unpack_dual(a, level=0) if isinstance(a, Tensor) else (a, None) for a in ctx.inputs]
                 del ctx.inputs
                 return jvp(*zip(*duals, strict=True))
 
@@ -148,12 +148,13 @@ def differentiable(name: str, backward: Callable, setup_context: Callable, jvp: 
     apply = super(torch.autograd.Function, Node).apply
 
     def kernel(keyset: Any, *args: Any) -> Any:
-        if not (forward_ad._current_level >= 0 or (torch.is_grad_enabled() and torch._C._any_requires_grad(*args))):
-            return below_autograd(keyset, args)
-        if forward_ad._current_level >= 0 or _transformed():
+        # Perhaps tangents: a graph of torch.compile enters forward mode without a word to `forward_ad`.
+        if forward_ad._current_level >= 0 or _transformed() or torch._C._len_torch_dispatch_stack():
             with enable_single_level_autograd_function():
                 return apply(*args, (keyset, _recording()))
-        return apply(*args, (keyset, None))
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
+            return apply(*args, (keyset, None))
+        return below_autograd(keyset, args)
 
     _library.impl(name, kernel, "Autograd", with_keyset=True)
     return _direct(op, backward, setup_context)

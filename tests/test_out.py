@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import fcn_kernels as fk
-from fcn_kernels import backends
+from fcn_kernels import _library, backends
 
 
 def _x(*size: int) -> torch.Tensor:
@@ -202,3 +202,44 @@ def test_raw_operators_check_too() -> None:
     if backends.active("upsample", "cpu") == "cpu":
         with pytest.raises(RuntimeError, match="laid out"):
             torch.ops.fcn_kernels.upsample.out(x, encoded, out=torch.empty(1, 5, SIZE[1], SIZE[0]).transpose(2, 3))
+
+
+@pytest.mark.parametrize("name", sorted({backends.active("upsample", "cpu"), "reference"}))
+def test_what_was_saved_is_gone(name: str, call: Callable[..., Any]) -> None:
+    """A backward pass that wants what `out` held before it was written again raises."""
+    x = _x(2, 5, 6, 7)
+    out = call(x)
+    weight = torch.randn(out.shape, requires_grad=True)
+    loss = (out * weight).sum()
+    with fk.use_backend(name), torch.no_grad():
+        call(x * 2, out=out)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_confidence_counts_as_changed() -> None:
+    x = _x(2, 5, 3, 4)
+    labels, confidence = fk.upsample_argmax(x, (5, 6), return_confidence=True)
+    versions = labels._version, confidence._version
+    fk.upsample_argmax(x, (5, 6), return_confidence=True, out=(labels, confidence))
+    assert labels._version > versions[0]
+    assert confidence._version > versions[1]
+
+
+def test_raw_operators_count_too(call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_library, "plain", lambda *args: False)
+    x = _x(2, 5, 6, 7)
+    out = call(x)
+    version = out._version
+    call(x, out=out)
+    assert out._version > version
+
+
+def test_inference_tensors_have_no_versions(call: Callable[..., Any]) -> None:
+    x = _x(2, 5, 6, 7)
+    with torch.inference_mode():
+        out = call(x)
+        assert call(x * 2, out=out).equal(call(x * 2))
+        version = x._version
+        assert call(x, out=out).equal(call(x))
+    assert x._version == version
