@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from . import reference
 from ._checks import LABELS, check_target
 from .deferred import Deferred
+from .models.fcn import FCN
+from .models.unet import UNet
 from .ops.check_labels import check_labels
 from .ops.upsample_confusion_matrix import upsample_confusion_matrix
 from .sampling import Sampling
@@ -76,7 +78,7 @@ def count(
 
     Raises:
         TypeError: the prediction holds neither scores nor labels, or target does not hold integers.
-        ValueError: shapes that do not fit each other or the classes.
+        ValueError: shapes that do not fit each other or the classes, or a sampling of labels.
         RuntimeError: a label of the target or of the prediction that is no class.
     """
     op = "evaluation.count"
@@ -87,11 +89,16 @@ def count(
             raise ValueError(
                 f"{op}: scores must be [N, {num_classes}, h, w], one channel per class, got {list(prediction.shape)}"
             )
-        if not isinstance(prediction, Deferred) or prediction.shape[2:] != target.shape[1:]:
+        deferred = isinstance(prediction, Deferred) and prediction.shape[2:] == target.shape[1:]
+        if not deferred or sampling is not None:
             return upsample_confusion_matrix(prediction.detach(), target, sampling, ignore_index=ignore_index)
         prediction = prediction.argmax(1)
     elif prediction.dtype not in LABELS:
         raise TypeError(f"{op}: the prediction must hold floating scores or integer labels, got {prediction.dtype}")
+    elif sampling is not None:
+        raise ValueError(
+            f"{op}: sampling= is of scores, but the prediction holds labels, which are counted as they are"
+        )
     check_target(op, target, prediction.shape)
     check_labels(prediction, num_classes, ignore_index=None)
     return reference.count_labels(prediction.long(), target, num_classes, ignore_index)
@@ -178,8 +185,8 @@ def evaluate(
     ones (transformers), was fused (torchvision, segmentation_models_pytorch), or is one of `fcn_kernels.models`.
 
     Args:
-        model: called with the input, a tensor or a mapping (whose items become keyword arguments), in eval mode; its
-            mode is kept. Its parameters' device takes the batches.
+        model: called with the input, a tensor or a mapping (whose items become keyword arguments), in eval mode; the
+            mode of every module is kept. Its parameters' device takes the batches.
         batches: pairs of inputs and labels [N, H, W].
         num_classes: C.
         ignore_index: the label of pixels that do not count; None when all count.
@@ -194,8 +201,8 @@ def evaluate(
     counts = ConfusionMatrix(num_classes, ignore_index=ignore_index)
     if device is None:
         device = next((p.device for p in model.parameters()), None)
-    own = getattr(model, "confusion_matrix", None) if scores is _scores else None
-    training = model.training
+    own = model.confusion_matrix if isinstance(model, (FCN, UNet)) and scores is _scores else None
+    modes = [(m, m.training) for m in model.modules()]
     model.eval()
     try:
         for inputs, target in batches:
@@ -208,7 +215,8 @@ def evaluate(
             else:
                 counts.update(scores(model(inputs.to(device))), target)
     finally:
-        model.train(training)
+        for m, training in modes:
+            m.training = training
     if across_processes:
         counts.all_reduce()
     return counts.compute()

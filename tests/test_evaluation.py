@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import fcn_kernels as fk
 from fcn_kernels import evaluation, models
+from fcn_kernels.deferred import deferring
 from fcn_kernels.evaluation import ConfusionMatrix, Metrics, evaluate
 
 
@@ -70,6 +71,40 @@ def test_own_function_from_outputs_to_labels_and_inputs_by_name() -> None:
 
     metrics = evaluate(model, by_name, 5, scores=scores)
     assert metrics == Metrics.of(counted(labels, [y for _, y in data], 5))
+
+
+def test_the_mode_of_every_module_is_kept() -> None:
+    model = nn.Sequential(Head(), nn.BatchNorm2d(5), nn.Sequential(nn.BatchNorm2d(5))).train()
+    model[1].eval()
+    modes = [m.training for m in model.modules()]
+    evaluate(model, batches(), 5)
+    assert [m.training for m in model.modules()] == modes
+
+
+def test_a_method_of_somebody_elses_model_is_not_called() -> None:
+    class Other(Head):
+        def confusion_matrix(self, *_: object) -> Tensor:
+            raise AssertionError("it has another meaning here")
+
+    model, data = Other(), batches()
+    labels = [fk.upsample(model.score(x), y.shape[1:]).argmax(1) for x, y in data]
+    assert evaluate(model, data, 5) == Metrics.of(counted(labels, [y for _, y in data], 5))
+
+
+def test_sampling_is_for_scores() -> None:
+    target = torch.randint(0, 5, (2, 24, 31))
+    sampling = fk.Sampling.interpolate((24, 31), (24, 31), align_corners=True)
+    with pytest.raises(ValueError, match="sampling= is of scores, but the prediction holds labels"):
+        ConfusionMatrix(5).update(target, target, sampling)
+    full, shifted = torch.randn(2, 5, 24, 31), fk.Sampling(fk.sampling.Axis(24, 24, 1, 2, 1), sampling.cols, "clamp")
+    expected = evaluation.count(full, target, 5, sampling=shifted, ignore_index=255)
+    assert not expected.equal(evaluation.count(full, target, 5, ignore_index=255))
+    small = torch.randn(2, 5, 6, 8)
+    with deferring({}):
+        deferred = F.interpolate(small, size=(24, 31), mode="bilinear")
+    found = evaluation.count(deferred, target, 5, sampling=shifted, ignore_index=255)
+    full = F.interpolate(small, size=(24, 31), mode="bilinear")
+    assert found.equal(evaluation.count(full, target, 5, sampling=shifted, ignore_index=255))
 
 
 def test_networks_of_this_package_count_themselves() -> None:
