@@ -27,15 +27,17 @@ REDUCTIONS = {
 }
 
 
-def check_image(op: str, name: str, x: Tensor) -> None:
-    """A floating tensor [N, C, H, W] with at least one channel and one pixel."""
+def check_image(op: str, name: str, x: Tensor, form: str = "[N, C, H, W]") -> None:
+    """A floating tensor [N, C, H, W] in ordinary memory, with at least one channel and one pixel."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{op}: {name} must be a tensor, got {type(x).__name__}")
     if x.dtype not in FLOATING:
         raise TypeError(f"{op}: {name} must be float32, float64, float16 or bfloat16, got {x.dtype}")
     shape = x.shape
     if len(shape) != 4:
-        raise ValueError(f"{op}: {name} must be [N, C, H, W], got shape {list(shape)}")
+        raise ValueError(f"{op}: {name} must be {form}, got shape {list(shape)}")
+    if x.layout is not torch.strided:
+        raise TypeError(f"{op}: {name} must be a dense tensor, got one of layout {x.layout}")
     if shape[1] == 0 or shape[2] == 0 or shape[3] == 0:
         raise ValueError(f"{op}: {name} must have at least one channel and one pixel, got shape {list(shape)}")
 
@@ -126,19 +128,19 @@ def check_same_dtype(op: str, x: Tensor, **others: Tensor | None) -> None:
     dtype = x.dtype
     for name, t in others.items():
         if t is not None and t.dtype != dtype:
-            raise TypeError(f"{op}: {name} is {t.dtype}, but x is {dtype}; cast one of them, or use autocast")
+            advice = (
+                "also under autocast, which leaves float64 as it is"
+                if torch.float64 in (t.dtype, dtype)
+                else "or use autocast"
+            )
+            raise TypeError(f"{op}: {name} is {t.dtype}, but x is {dtype}; cast one of them, {advice}")
 
 
 def check_window(
-    op: str, name: str, t: Tensor, x: Tensor, channels: int, offset: Sequence[int], size: Sequence[int]
+    op: str, name: str, t: Tensor, x: Tensor, channels: int, offset: int | Sequence[int], size: Sequence[int]
 ) -> tuple[int, int]:
-    """The window of `size` at `offset` lies inside t, whose batch and channels fit x; returns the offset."""
-    try:
-        oy, ox = offset
-    except (TypeError, ValueError):
-        raise ValueError(f"{op}: {name}_offset must be a pair (y, x), got {offset!r}") from None
-    check_index(op, f"{name}_offset", oy)
-    check_index(op, f"{name}_offset", ox)
+    """The window of `size` at `offset` lies inside t, whose batch and channels fit x; returns the offset as a pair."""
+    oy, ox = check_pair(op, f"{name}_offset", offset)
     n, c, height, width = t.shape
     if n != x.shape[0] or c != channels:
         raise ValueError(
@@ -154,8 +156,6 @@ def check_window(
 
 def check_scale(op: str, name: str, value: float) -> float:
     """A finite number."""
-    if isinstance(value, Tensor):
-        raise TypeError(f"{op}: {name} must be a number, got a tensor (its gradient would be lost)")
     value = as_float(op, name, value)
     if not -math.inf < value < math.inf:  # also false for NaN
         raise ValueError(f"{op}: {name} must be finite, got {value}")
@@ -232,11 +232,21 @@ def _constant(op: str, name: str, weight: Tensor, x: Tensor) -> Tensor:
 
 
 def check_index(op: str, name: str, value: int) -> int:
-    """An integer that fits 64 bits."""
-    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
-        raise TypeError(f"{op}: {name} must be an int, got {value!r}")
+    """An integer of any type, NumPy's too, that fits 64 bits; as an int."""
+    if type(value) is not int and not isinstance(value, torch.SymInt):
+        if isinstance(value, (bool, Tensor)) or not hasattr(value, "__index__"):
+            raise TypeError(f"{op}: {name} must be an int, got {value!r}")
+        value = operator.index(value)
     if not -(2**63) <= value < 2**63:
         raise ValueError(f"{op}: {name} must fit 64 bits, got {value}")
+    return value
+
+
+def check_count(op: str, name: str, value: int) -> int:
+    """An integer of at least 1."""
+    value = check_index(op, name, value)
+    if value < 1:
+        raise ValueError(f"{op}: {name} must be at least 1, got {value}")
     return value
 
 
@@ -264,6 +274,14 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(kind)
 
 
+def autocast(x: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The arguments of a convolution as autocast casts them: float64 stays, so that dtypes may then differ."""
+    dtype = autocast_dtype(x)
+    if dtype is None:
+        return x, *others
+    return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in (x, *others))
+
+
 def check_binary_target(op: str, target: Tensor, shape: Sequence[int]) -> None:
     """Labels 0 and 1, or probabilities, [N, C, H, W], or [N, H, W] for one channel."""
     if not isinstance(target, Tensor):
@@ -278,15 +296,15 @@ def check_binary_target(op: str, target: Tensor, shape: Sequence[int]) -> None:
         raise ValueError(f"{op}: target requires a gradient, but is a constant here; pass target.detach()")
 
 
-def check_pair(op: str, name: str, value: int | Sequence[int], minimum: int) -> tuple[int, int]:
-    """An int or a pair of ints (height, width) of at least `minimum`, as a pair."""
+def check_pair(op: str, name: str, value: int | Sequence[int], minimum: int | None = None) -> tuple[int, int]:
+    """An int or a pair of ints (height, width), of at least `minimum` where there is one, as a pair."""
     pair = value if isinstance(value, (tuple, list)) else (value, value)
     if len(pair) != 2:
         raise ValueError(f"{op}: {name} must be an int or a pair (height, width), got {value!r}")
-    for v in pair:
-        if check_index(op, name, v) < minimum:
-            raise ValueError(f"{op}: {name} must be at least {minimum}, got {value!r}")
-    return tuple(pair)
+    pair = check_index(op, name, pair[0]), check_index(op, name, pair[1])
+    if minimum is not None and (pair[0] < minimum or pair[1] < minimum):
+        raise ValueError(f"{op}: {name} must be at least {minimum}, got {value!r}")
+    return pair
 
 
 def check_score(op: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -308,10 +326,7 @@ def check_score(op: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> tupl
         )
     if bias is not None and bias.shape != (weight.shape[0],):
         raise ValueError(f"{op}: bias must be [{weight.shape[0]}], one per class, got shape {list(bias.shape)}")
-    dtype = autocast_dtype(x)
-    if dtype is not None:
-        x, weight = x.to(dtype), weight.to(dtype)
-        bias = None if bias is None else bias.to(dtype)
+    x, weight, bias = autocast(x, weight, bias)
     check_same_dtype(op, x, weight=weight, bias=bias)
     check_same_device(op, x, weight=weight, bias=bias)
     return x, weight, bias

@@ -11,6 +11,7 @@ Integers stay exact where float32 coordinates drift on large images. `csrc/sampl
 from __future__ import annotations
 
 import math
+import numbers
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -124,7 +125,7 @@ class Sampling:
         Torch on CUDA copies only where both axes keep their size, and there differs from its own result on the CPU.
 
         Raises:
-            TypeError: a size that is not an int or a pair of ints.
+            TypeError: a size that is not an int or a pair of ints, a factor that is not a real number.
             ValueError: sizes below 1, a factor that is not positive and finite, neither or both of size and factor.
         """
         name = "Sampling.interpolate"
@@ -231,7 +232,13 @@ def _positive(name: str, **values: int) -> None:
 
 
 def as_float(name: str, what: str, value: float) -> float:
-    """A float of any value; an integer beyond all floats is a ValueError."""
+    """A real number of any type, as a float; an integer beyond all floats is a ValueError."""
+    if type(value) is float:
+        return value
+    if isinstance(value, torch.Tensor):
+        raise TypeError(f"{name}: {what} must be a number, got a tensor (its gradient would be lost)")
+    if isinstance(value, bool) or not isinstance(value, (numbers.Real, torch.SymFloat, torch.SymInt)):
+        raise TypeError(f"{name}: {what} must be a number, got {value!r}")
     try:
         return float(value)
     except OverflowError:

@@ -219,6 +219,7 @@ BAD = [
     (lambda: UP(X, W, stride=0), ValueError, "stride must be at least 1, got 0"),
     (lambda: UP(X, W, stride=(2, 2, 2)), ValueError, "stride must be an int or a pair"),
     (lambda: UP(X, W, stride=2.0), TypeError, "stride must be an int"),
+    (lambda: UP(X, W[0], stride=2), ValueError, r"weight must be \[Cin, Cout / groups, ky, kx\], got shape"),
     (lambda: UP(X, W, stride=2, offset=(-1, 0)), ValueError, "offset must be at least 0"),
     (lambda: UP(X, W, stride=2, offset=(12, 0)), ValueError, "leaves the transposed convolution, which has 12 x 14"),
     (lambda: UP(X, W, stride=2, output_size=(13, 3)), ValueError, r"crop of 13 x 3 pixels at \(0, 0\) leaves"),

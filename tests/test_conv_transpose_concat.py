@@ -215,7 +215,7 @@ BAD: list[tuple[Callable, type[Exception], str]] = [
     (lambda: CONCAT(X, W, SKIP, stride=2, output_size=(13, 3)), ValueError, r"crop of 13 x 3 pixels at \(0, 0\)"),
     (lambda: CONCAT(X, W, SKIP[:1], stride=2), ValueError, "skip must have 2 images of 5 channels"),
     (lambda: CONCAT(X, W, SKIP, stride=2, skip_offset=(11, 0)), ValueError, r"at \(11, 0\) leaves skip"),
-    (lambda: CONCAT(X, W, SKIP, stride=2, skip_offset=1), ValueError, r"skip_offset must be a pair \(y, x\), got 1"),
+    (lambda: CONCAT(X, W, SKIP, stride=2, skip_offset="1"), TypeError, "skip_offset must be an int, got '1'"),
     (lambda: CONCAT(X, W, SKIP, [1.0] * 3, stride=2), TypeError, "bias must be a tensor, got list"),
     (lambda: CONCAT(X, W, SKIP, BIAS[:2], stride=2), ValueError, r"bias must be \[3\], one per output channel"),
     (lambda: CONCAT(X, W, SKIP, BIAS.long(), stride=2), TypeError, "bias must be float32"),

@@ -162,7 +162,8 @@ BAD = [
     ),
     (lambda: fk.upsample_add(X, SKIP, (10, 12), skip_offset=(0, 3)), ValueError, r"at \(0, 3\) leaves skip"),
     (lambda: fk.upsample_add(X, SKIP, (10, 12), skip_offset=(-1, 0)), ValueError, r"at \(-1, 0\) leaves skip"),
-    (lambda: fk.upsample_add(X, SKIP, (10, 12), skip_offset=3), ValueError, "skip_offset must be a pair"),
+    (lambda: fk.upsample_add(X, SKIP, (10, 12), skip_offset=3), ValueError, r"at \(3, 3\) leaves skip"),
+    (lambda: fk.upsample_add(X, SKIP, (10, 12), skip_offset=(1, 2, 3)), ValueError, "must be an int or a pair"),
     (lambda: fk.upsample_add(X, SKIP, (10, 12), skip_offset=(1.5, 0)), TypeError, "skip_offset must be an int"),
     (
         lambda: fk.upsample_add(X, SKIP, (10, 12), skip_scale=float("nan")),

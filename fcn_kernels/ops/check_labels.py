@@ -28,9 +28,9 @@ def check_labels(target: Tensor, classes: int, ignore_index: int | None = -100) 
     if not isinstance(target, Tensor) or target.dtype not in LABELS:
         kind = target.dtype if isinstance(target, Tensor) else type(target).__name__
         raise TypeError(f"{op}: target must be a tensor of uint8, int16, int32 or int64, got {kind}")
-    check_index(op, "classes", classes)
+    classes = check_index(op, "classes", classes)
     if ignore_index is not None:
-        check_index(op, "ignore_index", ignore_index)
+        ignore_index = check_index(op, "ignore_index", ignore_index)
     with torch.no_grad():
         labels = target.long()
         bad = (labels < 0) | (labels >= classes)

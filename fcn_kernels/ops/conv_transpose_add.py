@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 
 from .. import reference
 from .._checks import (
-    autocast_dtype,
+    autocast,
     check_image,
     check_index,
     check_out,
@@ -135,14 +135,15 @@ def check_conv_transpose(
     weight: Tensor,
     stride: int | Sequence[int],
     groups: int,
-    offset: Sequence[int],
-    output_size: Sequence[int] | None,
-) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
-    """A transposed convolution and a crop that lies inside its output: stride, offset and size of the crop as pairs."""
+    offset: int | Sequence[int],
+    output_size: int | Sequence[int] | None,
+) -> tuple[tuple[int, int], int, tuple[int, int], tuple[int, int]]:
+    """A transposed convolution and a crop that lies inside its output: stride, groups, offset and size of the crop."""
     sy, sx = check_pair(op, "stride", stride, 1)
     if sy > _LARGEST_STRIDE or sx > _LARGEST_STRIDE:
         raise ValueError(f"{op}: stride must be at most {_LARGEST_STRIDE}, got {stride!r}")
-    if check_index(op, "groups", groups) < 1:
+    groups = check_index(op, "groups", groups)
+    if groups < 1:
         raise ValueError(f"{op}: groups must be at least 1, got {groups}")
     if weight.shape[0] != x.shape[1] or x.shape[1] % groups != 0:
         raise ValueError(
@@ -157,7 +158,7 @@ def check_conv_transpose(
             f"{op}: the crop of {size[0]} x {size[1]} pixels at ({cy}, {cx}) leaves the transposed convolution, "
             f"which has {full[0]} x {full[1]}"
         )
-    return (sy, sx), (cy, cx), size
+    return (sy, sx), groups, (cy, cx), size
 
 
 def _bilinear_sampling(
@@ -229,9 +230,9 @@ def conv_transpose_add(
     *,
     stride: int | Sequence[int],
     groups: int = 1,
-    offset: Sequence[int] = (0, 0),
-    output_size: Sequence[int] | None = None,
-    skip_offset: Sequence[int] = (0, 0),
+    offset: int | Sequence[int] = 0,
+    output_size: int | Sequence[int] | None = None,
+    skip_offset: int | Sequence[int] = 0,
     skip_scale: float = 1.0,
     out: Tensor | None = None,
 ) -> Tensor:  # [N, Cout, H, W]
@@ -253,9 +254,9 @@ def conv_transpose_add(
         skip: [N, Cout, Hs, Ws] in the dtype of x.
         stride: of the transposed convolution, an int or a pair.
         groups: of the transposed convolution.
-        offset: where the crop starts in its output.
+        offset: where the crop starts in its output, an int or a pair (y, x).
         output_size: (H, W) of the crop; by default all that follows the offset.
-        skip_offset: where the window of H x W pixels starts in skip.
+        skip_offset: where the window of H x W pixels starts in skip, an int or a pair (y, x).
         skip_scale: a finite factor.
         out: a tensor for the result, of its shape, dtype and layout, apart from all inputs; no gradient is recorded.
 
@@ -271,16 +272,13 @@ def conv_transpose_add(
     """
     op = "conv_transpose_add"
     check_image(op, "x", x)
-    check_image(op, "weight", weight)
+    check_image(op, "weight", weight, "[Cin, Cout / groups, ky, kx]")
     if skip is not None:
         check_image(op, "skip", skip)
-    dtype = autocast_dtype(x)
-    if dtype is not None:
-        x, weight = x.to(dtype), weight.to(dtype)
-        skip = None if skip is None else skip.to(dtype)
+    x, weight, skip = autocast(x, weight, skip)
     check_same_dtype(op, x, weight=weight, skip=skip)
     check_same_device(op, x, weight=weight, skip=skip)
-    stride, offset, size = check_conv_transpose(op, x, weight, stride, groups, offset, output_size)
+    stride, groups, offset, size = check_conv_transpose(op, x, weight, stride, groups, offset, output_size)
     window = (0, 0)
     if skip is not None:
         window = check_window(op, "skip", skip, x, weight.shape[1] * groups, skip_offset, size)

@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import reference
 from .._checks import (
     FLOATING,
-    autocast_dtype,
+    autocast,
     check_image,
     check_out,
     check_same_device,
@@ -83,9 +83,9 @@ def conv_transpose_concat(
     *,
     stride: int | Sequence[int],
     groups: int = 1,
-    offset: Sequence[int] = (0, 0),
-    output_size: Sequence[int] | None = None,
-    skip_offset: Sequence[int] = (0, 0),
+    offset: int | Sequence[int] = 0,
+    output_size: int | Sequence[int] | None = None,
+    skip_offset: int | Sequence[int] = 0,
     out: Tensor | None = None,
 ) -> Tensor:  # [N, Cskip + Cout, H, W]
     """U-Net's skip fusion: a window of finer features, and behind them in one tensor a transposed convolution, cropped.
@@ -105,9 +105,10 @@ def conv_transpose_concat(
         bias: [Cout] in the dtype of x.
         stride: of the transposed convolution, an int or a pair.
         groups: of the transposed convolution.
-        offset: where the crop starts in its output.
+        offset: where the crop starts in its output, an int or a pair (y, x).
         output_size: (H, W) of the crop; by default all that follows the offset.
-        skip_offset: where the window of H x W pixels starts in skip; ((Hs - H) // 2, (Ws - W) // 2) is its centre.
+        skip_offset: where the window of H x W pixels starts in skip, an int or a pair (y, x); its centre is
+            ((Hs - H) // 2, (Ws - W) // 2).
         out: a tensor for the result, of its shape, dtype and layout, apart from all inputs; no gradient is recorded.
 
     Returns:
@@ -122,20 +123,17 @@ def conv_transpose_concat(
     """
     op = "conv_transpose_concat"
     check_image(op, "x", x)
-    check_image(op, "weight", weight)
+    check_image(op, "weight", weight, "[Cin, Cout / groups, ky, kx]")
     check_image(op, "skip", skip)
     if bias is not None:
         if not isinstance(bias, Tensor):
             raise TypeError(f"{op}: bias must be a tensor, got {type(bias).__name__}")
         if bias.dtype not in FLOATING:
             raise TypeError(f"{op}: bias must be float32, float64, float16 or bfloat16, got {bias.dtype}")
-    dtype = autocast_dtype(x)
-    if dtype is not None:
-        x, weight, skip = x.to(dtype), weight.to(dtype), skip.to(dtype)
-        bias = None if bias is None else bias.to(dtype)
+    x, weight, skip, bias = autocast(x, weight, skip, bias)
     check_same_dtype(op, x, weight=weight, skip=skip, bias=bias)
     check_same_device(op, x, weight=weight, skip=skip, bias=bias)
-    stride, offset, size = check_conv_transpose(op, x, weight, stride, groups, offset, output_size)
+    stride, groups, offset, size = check_conv_transpose(op, x, weight, stride, groups, offset, output_size)
     channels = weight.shape[1] * groups
     if bias is not None and bias.shape != (channels,):
         raise ValueError(f"{op}: bias must be [{channels}], one per output channel, got shape {list(bias.shape)}")

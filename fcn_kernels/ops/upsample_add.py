@@ -81,7 +81,7 @@ def upsample_add(
     skip: Tensor,  # [N, C, Hs, Ws]
     sampling: Sampling | Sequence[int],
     *,
-    skip_offset: Sequence[int] = (0, 0),
+    skip_offset: int | Sequence[int] = 0,
     skip_scale: float = 1.0,
     out: Tensor | None = None,
 ) -> Tensor:  # [N, C, H, W]
@@ -96,7 +96,7 @@ def upsample_add(
         x: [N, C, h, w] in float32, float64, float16 or bfloat16; half types compute in float32.
         skip: [N, C, Hs, Ws] in the dtype of x (under autocast both go to the wider one).
         sampling: a `Sampling` made for (h, w), or the output size (H, W).
-        skip_offset: where the window of H x W pixels starts in skip.
+        skip_offset: where the window of H x W pixels starts in skip, an int or a pair (y, x).
         skip_scale: a finite factor.
         out: a tensor for the result, of its shape, dtype and layout, apart from all inputs; no gradient is recorded.
 

@@ -128,7 +128,7 @@ def upsample_binary_cross_entropy(
     check_same_device(op, x, target=target)
     pos_weight = check_class_weight(op, "pos_weight", pos_weight, x, x.shape[1])
     if ignore_index is not None:
-        check_index(op, "ignore_index", ignore_index)
+        ignore_index = check_index(op, "ignore_index", ignore_index)
     code = reduction_code(op, reduction)
     flat = target.dim() == 3
     loss, _, _ = _upsample_binary_cross_entropy(

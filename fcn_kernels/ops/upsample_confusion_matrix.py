@@ -63,5 +63,5 @@ def upsample_confusion_matrix(
     check_target(op, target, (x.shape[0], encoded[1], encoded[6]))
     check_same_device(op, x, target=target)
     if ignore_index is not None:
-        check_index(op, "ignore_index", ignore_index)
+        ignore_index = check_index(op, "ignore_index", ignore_index)
     return _upsample_confusion_matrix(x.detach() if x.requires_grad else x, target, encoded, ignore_index)
