@@ -57,6 +57,10 @@ _load_extension()
 _register_triton()
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> _Any:
     if name == "compile_pass":  # on demand: it imports torch's compiler
         from .inductor import compile_pass

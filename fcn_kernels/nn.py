@@ -9,7 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from . import reference
-from ._checks import check_smoothing, reduction_code
+from ._checks import (
+    FLOATING,
+    check_count,
+    check_image,
+    check_index,
+    check_pair,
+    check_scale,
+    check_smoothing,
+    label_dtype,
+    reduction_code,
+)
 from .ops.conv_transpose_concat import conv_transpose_concat
 from .ops.score_softmax import score_log_softmax, score_softmax
 from .ops.upsample import upsample
@@ -33,8 +43,13 @@ def bilinear_weight(channels: int, kernel_size: int, *, groups: int = 1, dtype: 
     """FCN's bilinear filter as a weight of nn.ConvTranspose2d: on the diagonal for groups = 1, or depthwise.
 
     Raises:
-        ValueError: groups is neither 1 nor channels.
+        TypeError: channels or kernel_size is no integer, or dtype is not floating.
+        ValueError: channels or kernel_size is below 1, or groups is neither 1 nor channels.
     """
+    channels = check_count("bilinear_weight", "channels", channels)
+    kernel_size = check_count("bilinear_weight", "kernel_size", kernel_size)
+    if dtype is not None and dtype not in FLOATING:
+        raise TypeError(f"bilinear_weight: dtype must be float32, float64, float16 or bfloat16, got {dtype}")
     if groups not in (1, channels):
         raise ValueError(f"bilinear_weight: groups must be 1 or channels = {channels}, got {groups}")
     row = reference.bilinear_filter(kernel_size)
@@ -53,8 +68,8 @@ class BilinearConvTranspose2d(nn.Module):
 
     Args:
         channels: of input and output.
-        kernel_size: 2 stride - 1 or 2 stride; by default 2 stride - stride % 2.
-        stride: the factor.
+        kernel_size: 2 stride - 1 or 2 stride, for both sides; by default 2 stride - stride % 2.
+        stride: the factor, of both sides.
         groups: 1 for a dense weight [C, C, k, k], channels for a depthwise one [C, 1, k, k]. The result is the same.
     """
 
@@ -63,26 +78,30 @@ class BilinearConvTranspose2d(nn.Module):
     def __init__(
         self,
         channels: int,
-        kernel_size: int | None,
-        stride: int,
+        kernel_size: int | None = None,
+        stride: int = 2,
         *,
         groups: int = 1,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        Sampling.transposed_conv(1, stride, kernel_size=kernel_size)  # refuses what is not bilinear
-        self.channels = channels
-        self.kernel_size = 2 * stride - stride % 2 if kernel_size is None else kernel_size
-        self.stride = stride
+        op = "BilinearConvTranspose2d"
+        self.channels = check_count(op, "channels", channels)
+        self.stride = stride = check_count(op, "stride", stride)
+        self.kernel_size = check_count(
+            op, "kernel_size", 2 * stride - stride % 2 if kernel_size is None else kernel_size
+        )
+        Sampling.transposed_conv(1, stride, kernel_size=self.kernel_size)  # refuses what is not bilinear
         self.groups = groups
-        weight = bilinear_weight(channels, self.kernel_size, groups=groups, dtype=dtype)
+        weight = bilinear_weight(self.channels, self.kernel_size, groups=groups, dtype=dtype)
         self.register_buffer("weight", weight.to(device))
 
     def forward(
         self, x: Tensor, *, offset: int | Sequence[int] = 0, output_size: int | Sequence[int] | None = None
     ) -> Tensor:
         """[N, C, h, w] to the window of `output_size` at `offset`, by default all of the output after the offset."""
+        check_image("BilinearConvTranspose2d", "x", x)
         if x.shape[1] != self.channels:
             raise ValueError(f"BilinearConvTranspose2d: x must have {self.channels} channels, got {x.shape[1]}")
         sampling = Sampling.transposed_conv(
@@ -134,8 +153,8 @@ class SkipFusion(nn.Module):
         Sampling.transposed_conv(1, stride, kernel_size=kernel_size)
         self.stride = stride
         self.kernel_size = kernel_size
-        self.skip_offset = (skip_offset, skip_offset) if isinstance(skip_offset, int) else tuple(skip_offset)
-        self.skip_scale = skip_scale
+        self.skip_offset = check_pair("SkipFusion", "skip_offset", skip_offset, 0)
+        self.skip_scale = check_scale("SkipFusion", "skip_scale", skip_scale)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """x: [N, C, h, w], skip: [N, C, Hs, Ws]."""
@@ -143,7 +162,8 @@ class SkipFusion(nn.Module):
         return upsample_add(x, skip, sampling, skip_offset=self.skip_offset, skip_scale=self.skip_scale)
 
     def extra_repr(self) -> str:
-        return f"stride={self.stride}, skip_offset={self.skip_offset}, skip_scale={self.skip_scale}"
+        size = "" if self.kernel_size is None else f", kernel_size={self.kernel_size}"
+        return f"stride={self.stride}{size}, skip_offset={self.skip_offset}, skip_scale={self.skip_scale}"
 
 
 class ConvTransposeConcat(nn.ConvTranspose2d):
@@ -177,6 +197,8 @@ class ConvTransposeConcat(nn.ConvTranspose2d):
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """x: [N, in_channels, h, w], skip: [N, C, Hs, Ws] to [N, C + out_channels, H, W]."""
+        check_image("ConvTransposeConcat", "x", x)
+        check_image("ConvTransposeConcat", "skip", skip)
         size = [(n - 1) * s + k for n, s, k in zip(x.shape[2:], self.stride, self.kernel_size, strict=True)]
         margins = [have - want for have, want in zip(skip.shape[2:], size, strict=True)]
         if min(margins) < 0:
@@ -215,6 +237,9 @@ class ScoreSoftmax(nn.Conv2d):
         """[N, K, H, W] features to [N, C, H, W] probabilities."""
         return (score_log_softmax if self.log else score_softmax)(x, self.weight, self.bias)
 
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, log={self.log}"
+
 
 class UpsampleCrossEntropyLoss(nn.Module):
     """nn.CrossEntropyLoss of upsampled logits; see `fcn_kernels.upsample_cross_entropy` for the options."""
@@ -232,7 +257,7 @@ class UpsampleCrossEntropyLoss(nn.Module):
         super().__init__()
         reduction_code("UpsampleCrossEntropyLoss", reduction)
         self.register_buffer("weight", weight)
-        self.ignore_index = ignore_index
+        self.ignore_index = check_index("UpsampleCrossEntropyLoss", "ignore_index", ignore_index)
         self.reduction = reduction
         self.label_smoothing = check_smoothing("UpsampleCrossEntropyLoss", label_smoothing)
 
@@ -278,8 +303,10 @@ class UpsampleArgmax(nn.Module):
         return_confidence: bool = False,
     ) -> None:
         super().__init__()
+        if sampling is not None and not isinstance(sampling, Sampling):
+            sampling = check_pair("UpsampleArgmax", "sampling", sampling, 1)
         self.sampling = sampling
-        self.dtype = dtype
+        self.dtype = label_dtype("UpsampleArgmax", dtype, None, 1)
         self.return_confidence = return_confidence
 
     def forward(self, x: Tensor, sampling: Sampling | Sequence[int] | None = None) -> Tensor | tuple[Tensor, Tensor]:
@@ -288,3 +315,6 @@ class UpsampleArgmax(nn.Module):
         if sampling is None:
             raise ValueError("UpsampleArgmax: no sampling was given, neither to the module nor to the call")
         return upsample_argmax(x, sampling, dtype=self.dtype, return_confidence=self.return_confidence)
+
+    def extra_repr(self) -> str:
+        return f"{self.sampling}, dtype={self.dtype}, return_confidence={self.return_confidence}"

@@ -253,3 +253,16 @@ def test_kernels_may_register_before_the_schemas() -> None:
     """
     for first in (True, False):
         subprocess.run([sys.executable, "-c", textwrap.dedent(program.format(first=first))], check=True)
+
+
+def test_the_names_of_the_package_are_listed() -> None:
+    """Also those that are imported on demand."""
+    assert set(fk.__all__) <= set(dir(fk))
+
+
+@pytest.mark.parametrize("change", [Tensor.to_sparse, Tensor.to_mkldnn], ids=["sparse", "mkldnn"])
+def test_other_layouts_are_refused(change: Callable[[Tensor], Tensor]) -> None:
+    x = change(torch.ones(1, 2, 3, 4))
+    for call in (lambda: fk.upsample(x, (6, 8)), lambda: fk.upsample_add(torch.ones(1, 2, 3, 4), x, (3, 4))):
+        with pytest.raises(TypeError, match=r"must be a dense tensor, got one of layout torch\."):
+            call()

@@ -112,4 +112,39 @@ def test_upsample_argmax() -> None:
 def test_modules_print_their_options() -> None:
     assert repr(BilinearConvTranspose2d(3, 4, 2)) == "BilinearConvTranspose2d(3, kernel_size=4, stride=2, groups=1)"
     assert "skip_offset=(5, 5)" in repr(SkipFusion(skip_offset=5))
+    assert "stride=2, kernel_size=3," in repr(SkipFusion(kernel_size=3))
     assert "ignore_index=255" in repr(UpsampleCrossEntropyLoss(ignore_index=255))
+    assert repr(ScoreSoftmax(3, 4, log=True)) == "ScoreSoftmax(3, 4, kernel_size=(1, 1), stride=(1, 1), log=True)"
+    shown = repr(UpsampleArgmax((4, 5), dtype=torch.uint8, return_confidence=True))
+    assert shown == "UpsampleArgmax((4, 5), dtype=torch.uint8, return_confidence=True)"
+
+
+def test_bilinear_conv_transpose_by_default() -> None:
+    assert BilinearConvTranspose2d(3).weight.equal(bilinear_weight(3, 4))
+    assert BilinearConvTranspose2d(3, stride=3).weight.equal(bilinear_weight(3, 5))
+
+
+IMAGE = torch.randn(3, 4, 5)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: BilinearConvTranspose2d(3, (4, 4)), TypeError, r"BilinearConvTranspose2d: kernel_size must be an int"),
+        (lambda: BilinearConvTranspose2d(3, 4, (2, 2)), TypeError, r"BilinearConvTranspose2d: stride must be an int"),
+        (lambda: BilinearConvTranspose2d(0), ValueError, "BilinearConvTranspose2d: channels must be at least 1"),
+        (lambda: BilinearConvTranspose2d(3)(IMAGE), ValueError, r"x must be \[N, C, H, W\], got shape \[3, 4, 5\]"),
+        (lambda: ConvTransposeConcat(3, 2)(IMAGE, IMAGE), ValueError, r"Concat: x must be \[N, C, H, W\], got shape"),
+        (lambda: ConvTransposeConcat(3, 2)(IMAGE[None], IMAGE), ValueError, r"Concat: skip must be \[N, C, H, W\]"),
+        (lambda: SkipFusion(skip_scale=float("nan")), ValueError, "SkipFusion: skip_scale must be finite, got nan"),
+        (lambda: SkipFusion(skip_offset=(1, 2, 3)), ValueError, "SkipFusion: skip_offset must be an int or a pair"),
+        (lambda: SkipFusion(skip_offset=-1), ValueError, "SkipFusion: skip_offset must be at least 0"),
+        (lambda: UpsampleCrossEntropyLoss(ignore_index="a"), TypeError, "Loss: ignore_index must be an int, got 'a'"),
+        (lambda: UpsampleArgmax("x"), TypeError, "UpsampleArgmax: sampling must be an int, got 'x'"),
+        (lambda: UpsampleArgmax((4, 0)), ValueError, "UpsampleArgmax: sampling must be at least 1"),
+        (lambda: UpsampleArgmax(dtype=torch.float32), TypeError, "UpsampleArgmax: dtype must be uint8, int16"),
+    ],
+)
+def test_modules_refuse_what_their_operators_refuse(call: object, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call()

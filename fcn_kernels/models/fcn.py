@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .._checks import check_count
 from ..nn import bilinear_weight
 from ..ops.conv_transpose_add import conv_transpose_add
 from ..ops.upsample import upsample
@@ -242,7 +243,7 @@ class _FCNOnVGG(FCN):
         super().__init__()
         if len(blocks) != 5 or len(channels) != 5:
             raise ValueError(f"{type(self).__name__}: blocks and channels must have 5 entries each")
-        self.num_classes = num_classes
+        self.num_classes = check_count(type(self).__name__, "num_classes", num_classes)
         self.blocks = tuple(blocks)
         before = 3
         path = CoordinateMap()
@@ -268,10 +269,18 @@ class _FCNOnVGG(FCN):
             setattr(self, f"score_{pool}", _zero(nn.Conv2d(width, num_classes, 1)))
             setattr(self, name, Upscore(num_classes, 2 * stride, stride, upsampling))
             path = path.deconv(2 * stride, stride)
-            self.skip_crops.append(pools[pool].crop_offset(path))
+            self.skip_crops.append(self._aligned(pools[pool], path, padding, fc6_kernel))
         self.last_name, stride = self.upscores[-1]
         setattr(self, self.last_name, Upscore(num_classes, 2 * stride, stride, last_upsampling))
-        self.crop = path.deconv(2 * stride, stride).crop_offset(CoordinateMap())
+        self.crop = self._aligned(path.deconv(2 * stride, stride), CoordinateMap(), padding, fc6_kernel)
+
+    def _aligned(self, path: CoordinateMap, reference: CoordinateMap, padding: int, fc6_kernel: int) -> int:
+        """`CoordinateMap.crop_offset`, which does not know what the layers are called."""
+        try:
+            return path.crop_offset(reference)
+        except ValueError as error:
+            options = f"padding = {padding} with fc6_kernel = {fc6_kernel}"
+            raise ValueError(f"{type(self).__name__}: {options} fits no crop ({error})") from None
 
     def scores(self, image: Tensor) -> Tensor:
         x, pools = image, {}
@@ -336,7 +345,7 @@ class FCNAlexNet(FCN):
 
     def __init__(self, num_classes: int = 21, *, last_upsampling: Upsampling = "fixed", dropout: float = 0.5) -> None:
         super().__init__()
-        self.num_classes = num_classes
+        self.num_classes = check_count(type(self).__name__, "num_classes", num_classes)
         self.conv1 = nn.Conv2d(3, 96, 11, stride=4, padding=100)
         self.conv2 = nn.Conv2d(96, 256, 5, padding=2, groups=2)
         self.conv3 = nn.Conv2d(256, 384, 3, padding=1)
@@ -379,7 +388,7 @@ class FCNGoogLeNet(FCN):
 
     def __init__(self, num_classes: int = 21, *, last_upsampling: Upsampling = "fixed", dropout: float = 0.2) -> None:
         super().__init__()
-        self.num_classes = num_classes
+        self.num_classes = check_count(type(self).__name__, "num_classes", num_classes)
         features = googlenet_features(padding=100)
         self._names = tuple(features)
         for name, layer in features.items():
