@@ -84,6 +84,9 @@ _below_autograd = torch._C._AutoDispatchBelowAutograd
 _below_versions = torch._C._AutoDispatchBelowADInplaceOrView
 _is_compiling = torch.compiler.is_compiling
 _transformed = torch._C._are_functorch_transforms_active
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_recording = torch.is_grad_enabled
+_any_requires_grad = torch._C._any_requires_grad
 
 
 def plain(*args: Any) -> bool:
@@ -93,7 +96,7 @@ def plain(*args: Any) -> bool:
         or _transformed()
         or forward_ad._current_level >= 0
         or torch._C._is_torch_function_mode_enabled()
-        or torch._C._len_torch_dispatch_stack()
+        or _dispatch_modes()
         or torch._C._dispatch_tls_is_dispatch_key_included(_PRE_DISPATCH)
         or torch._C._get_tracing_state() is not None
     ) and _PLAIN.issuperset(map(type, args))
@@ -123,13 +126,12 @@ def differentiable(name: str, backward: Callable, setup_context: Callable, jvp: 
     class Node(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, *args: Any) -> Any:
-            *args, (keyset, recording) = args
-            if recording is None:
+            *args, (keyset, ctx.outside) = args
+            if ctx.outside is None:
                 output = below_autograd(keyset, args)
             else:
-                with recording():  # by the outer levels
+                with ctx.outside.recording():
                     output = below_autograd(keyset, args)
-                ctx.inputs, ctx.recording = args, recording
             setup_context(ctx, args, output)
             return output
 
@@ -139,20 +141,18 @@ def differentiable(name: str, backward: Callable, setup_context: Callable, jvp: 
 
         @staticmethod
         def jvp(ctx: Any, *_: Any) -> Any:
-            with ctx.recording():
-                duals = [forward_ad.unpack_dual(a, level=0) if isinstance(a, Tensor) else (a, None) for a in ctx.inputs]
-                del ctx.inputs
-                return jvp(*zip(*duals, strict=True))
+            with ctx.outside.recording():
+                return jvp(*ctx.outside.primals_and_tangents())
 
     Node.__name__ = f"{name}_node"
     apply = super(torch.autograd.Function, Node).apply
 
     def kernel(keyset: Any, *args: Any) -> Any:
         # Perhaps tangents: a graph of torch.compile enters forward mode without a word to `forward_ad`.
-        if forward_ad._current_level >= 0 or _transformed() or torch._C._len_torch_dispatch_stack():
-            with enable_single_level_autograd_function():
-                return apply(*args, (keyset, _recording()))
-        if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
+        if forward_ad._current_level >= 0 or _transformed() or _dispatch_modes():
+            with _Outside(args) as outside, enable_single_level_autograd_function():
+                return apply(*args, (keyset, outside))
+        if _recording() and _any_requires_grad(*args):
             return apply(*args, (keyset, None))
         return below_autograd(keyset, args)
 
@@ -160,16 +160,32 @@ def differentiable(name: str, backward: Callable, setup_context: Callable, jvp: 
     return _direct(op, backward, setup_context)
 
 
-def _recording() -> Callable:
-    """A context in which as much is recorded as now, for use where `apply` has switched all recording off."""
-    backward, forward = torch.is_grad_enabled(), torch._C._is_fwd_grad_enabled()
+class _Outside:
+    """What a `Node` does not learn from `apply`: its inputs with their tangents, and what is recorded around it.
+
+    `apply` switches all recording off while `forward` and `jvp` run, also for levels farther out, which are still to
+    see the call.
+    """
+
+    def __init__(self, inputs: tuple) -> None:
+        self._inputs = inputs
+        self._backward, self._forward = torch.is_grad_enabled(), torch._C._is_fwd_grad_enabled()
+
+    def __enter__(self) -> _Outside:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._inputs = ()  # the node lives on
 
     @contextmanager
-    def recording() -> Iterator[None]:
-        with torch.set_grad_enabled(backward), forward_ad._set_fwd_grad_enabled(forward):
+    def recording(self) -> Iterator[None]:
+        with torch.set_grad_enabled(self._backward), forward_ad._set_fwd_grad_enabled(self._forward):
             yield
 
-    return recording
+    def primals_and_tangents(self) -> tuple[tuple, tuple]:
+        duals = [forward_ad.unpack_dual(a, level=0) if isinstance(a, Tensor) else (a, None) for a in self._inputs]
+        primals, tangents = zip(*duals, strict=True)
+        return primals, tangents
 
 
 def _refuse_forward_mode(name: str) -> Callable:
@@ -198,7 +214,7 @@ def _direct(op: Any, backward_of_op: Callable, setup_context: Callable) -> Calla
     def call(*args: Any) -> Any:
         if not plain(*args):
             return op(*args)
-        if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
+        if _recording() and _any_requires_grad(*args):
             return apply(*args)
         with _below_autograd():
             return op(*args)

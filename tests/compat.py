@@ -36,6 +36,7 @@ COMPILED = [
     "library",
     "out",
     "segment",
+    "transforms",
 ]
 PURE = ["backends", "library", "models", "upsample_cross_entropy", "conv_transpose_add"]
 

@@ -262,7 +262,7 @@ def conv_transpose_add(
 
     Returns:
         [N, Cout, H, W] in the dtype of x, channels_last if x is. Differentiable in x, weight and skip, any number of
-        times.
+        times, also in forward mode.
 
     Raises:
         TypeError: a tensor is not floating, or the dtypes differ.

@@ -113,7 +113,7 @@ def conv_transpose_concat(
 
     Returns:
         [N, Cskip + Cout, H, W] in the dtype of x, channels_last if x is. Differentiable in x, weight, skip and bias,
-        any number of times.
+        any number of times, also in forward mode.
 
     Raises:
         TypeError: a tensor is not floating, or the dtypes differ.

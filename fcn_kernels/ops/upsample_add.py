@@ -101,7 +101,8 @@ def upsample_add(
         out: a tensor for the result, of its shape, dtype and layout, apart from all inputs; no gradient is recorded.
 
     Returns:
-        [N, C, H, W] in the dtype of x, channels_last if x is. Differentiable in x and skip, any number of times.
+        [N, C, H, W] in the dtype of x, channels_last if x is. Differentiable in x and skip, any number of
+        times, also in forward mode.
 
     Raises:
         TypeError: x or skip is not a floating tensor, or their dtypes differ.
