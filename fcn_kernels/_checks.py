@@ -18,6 +18,7 @@ from . import reference
 from .sampling import Sampling, as_float
 
 FLOATING = frozenset((torch.float32, torch.float64, torch.float16, torch.bfloat16))
+_STRIDED = torch.strided
 LABELS = frozenset((torch.uint8, torch.int16, torch.int32, torch.int64))
 REDUCTIONS = {
     "none": reference.NONE,
@@ -36,7 +37,7 @@ def check_image(op: str, name: str, x: Tensor, form: str = "[N, C, H, W]") -> No
     shape = x.shape
     if len(shape) != 4:
         raise ValueError(f"{op}: {name} must be {form}, got shape {list(shape)}")
-    if x.layout is not torch.strided:
+    if x.layout is not _STRIDED:
         raise TypeError(f"{op}: {name} must be a dense tensor, got one of layout {x.layout}")
     if shape[1] == 0 or shape[2] == 0 or shape[3] == 0:
         raise ValueError(f"{op}: {name} must have at least one channel and one pixel, got shape {list(shape)}")
