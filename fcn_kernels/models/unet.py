@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import reference
+from .._checks import check_count
 from ..nn import ConvTransposeConcat
 from ..ops.score_argmax import score_argmax
 from ..ops.score_cross_entropy import score_cross_entropy
@@ -72,8 +73,7 @@ class UNet(nn.Module):
         super().__init__()
         options = {"num_classes": num_classes, "in_channels": in_channels, "width": width, "depth": depth}
         for name, value in options.items():
-            if value < 1:
-                raise ValueError(f"UNet: {name} must be at least 1, got {value}")
+            check_count("UNet", name, value)
         if borders not in ("valid", "mirror"):
             raise ValueError(f"UNet: borders must be 'valid' or 'mirror', got {borders!r}")
         self.num_classes, self.in_channels, self.depth, self.borders = num_classes, in_channels, depth, borders
