@@ -5,7 +5,7 @@
 #   make integrations   the tests with other people's libraries, which it installs
 #   make fuzz     1000 drawn calls of every operator against the reference, always others
 #   make fuzz-arguments  wrong arguments of every function, steered by libFuzzer, for ten minutes; part of make fuzz
-#   make fuzz-triton     1000 drawn calls of every operator in Triton's interpreter (hours)
+#   make fuzz-triton     1000 drawn calls of every operator in Triton's interpreter, several tests at once (an hour or more)
 #   make valgrind the AVX2 kernels under valgrind; part of make sanitize
 #   make sanitize the kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer (an hour)
 #   make compat   one wheel with several versions of torch, which it installs (gigabytes), and without kernels
@@ -63,7 +63,7 @@ fuzz-arguments: $(INSTALLED)
 	$(BIN)/python tests/fuzz_arguments.py -max_total_time=600 -max_len=96 -timeout=120 -artifact_prefix=build/fuzz/ $(ARGS)
 
 fuzz-triton: $(INSTALLED)
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/test_differential.py -k triton --hypothesis-profile=fuzz -q $(ARGS)
+	TRITON_INTERPRET=1 $(PARALLEL) tests/test_differential.py -k triton --hypothesis-profile=fuzz -q $(ARGS)
 
 valgrind: $(INSTALLED)
 	$(BIN)/python tests/instrumented.py valgrind

@@ -31,7 +31,8 @@ def _convolution(d: Draw) -> Convolution:
     inputs, outputs = groups * d.one_of(1, 2, 3, 8, 17), groups * d.one_of(1, 1, 2, 5, 16)
     if d.one_of(False, False, True):  # depthwise
         inputs = outputs = groups = d.one_of(1, 3, 7, 19, 40)
-    stride = [d.one_of(1, 2, 2, 3, 4, 8), d.one_of(1, 2, 2, 3, 4, 8)]
+    strides = [s for s in (1, 2, 2, 3, 4, 8) if s <= limits().line]
+    stride = [d.one_of(*strides), d.one_of(*strides)]
     if d.one_of(True, False):
         kernel = list(stride)
     elif d.one_of(True, False):

@@ -27,9 +27,9 @@ class Limits(NamedTuple):
 FULL = Limits(
     6000, 60_000, 33, (torch.float32, torch.float32, torch.float64, torch.float16, torch.bfloat16), smoothing=0.1
 )
-# Triton's interpreter takes a tenth of a millisecond for an operation on a tile, truncates what it stores as bfloat16,
-# and hands numbers on in float32: one that float32 holds exactly.
-INTERPRETED = Limits(48, 64, 6, (torch.float32, torch.float32, torch.float64, torch.float16), smoothing=0.125)
+# Triton's interpreter takes a tenth of a millisecond for an operation on a tile of any size: rows and taps cost, pixels
+# of a row do not. It truncates what it stores as bfloat16, and hands numbers on in float32: one that is exact there.
+INTERPRETED = Limits(32, 64, 4, (torch.float32, torch.float32, torch.float64, torch.float16), smoothing=0.125)
 
 _limits = [FULL]
 
