@@ -106,7 +106,8 @@ inline void check_label_image(const char* op, const Tensor& target, const Tensor
 [[noreturn]] inline void fail_on_label(const char* op, const std::vector<int64_t>& where, int64_t label,
                                        int64_t classes, std::optional<int64_t> ignore_index) {
   if (!ignore_index.has_value()) {
-    fail(op, "target", shape_of(where), " = ", label, " is not a class (0 to ", classes - 1, ")");
+    fail(op, "target", shape_of(where), " = ", label, " is not a class (0 to ", classes - 1,
+         "); ignore_index= names a label that does not count");
   }
   fail(op, "target", shape_of(where), " = ", label, " is neither a class (0 to ", classes - 1, ") nor ignore_index (",
        *ignore_index, ")");

@@ -309,7 +309,10 @@ def raise_on_bad_label(name: str, target: Tensor, bad: Tensor, classes: int, ign
     at = bad.nonzero()[0].tolist()
     where, value = ", ".join(map(str, at)), int(target[tuple(at)])
     if ignore_index is None:
-        raise RuntimeError(f"{name}: target[{where}] = {value} is not a class (0 to {classes - 1})")
+        raise RuntimeError(
+            f"{name}: target[{where}] = {value} is not a class (0 to {classes - 1}); "
+            "ignore_index= names a label that does not count"
+        )
     raise RuntimeError(
         f"{name}: target[{where}] = {value} is neither a class (0 to {classes - 1}) nor ignore_index ({ignore_index})"
     )
