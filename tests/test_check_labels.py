@@ -23,7 +23,9 @@ def test_wrong_labels_are_named() -> None:
         match=r"^check_labels: target\[1, 2, 0\] = 7 is neither a class \(0 to 2\) nor ignore_index \(-100\)",
     ):
         check_labels(target, 3)
-    with pytest.raises(RuntimeError, match=r"^check_labels: target\[1, 2, 0\] = 7 is not a class \(0 to 2\); ignore_index="):
+    with pytest.raises(
+        RuntimeError, match=r"^check_labels: target\[1, 2, 0\] = 7 is not a class \(0 to 2\); ignore_index="
+    ):
         check_labels(target, 3, None)
     check_labels(target, 3, 7)
     with pytest.raises(RuntimeError, match="= 156 is neither"):  # as a byte -100 would be 156
