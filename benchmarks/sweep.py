@@ -212,17 +212,20 @@ VALUES = {"classes": CLASSES, "side": SIDES, "stride": STRIDES}
 def fastest(calls: list[Call], seconds: float) -> list[float]:
     """Seconds of the fastest call of each, taken in turns."""
     best = [float("inf")] * len(calls)
-    batch = []
+    batch, again = [], []
     for call in calls:
         call()
         start = time.perf_counter()
         call()
-        batch.append(max(1, int(1e-4 / (time.perf_counter() - start))))
+        took = time.perf_counter() - start
+        batch.append(max(1, int(1e-4 / took)))
+        # The first finds another one's data in the cache, and the next ones memory that malloc has just moved.
+        again.append(max(2, min(10, int(2e-3 / took))))
     end = time.perf_counter() + seconds
     turns = 0
     while turns < 5 or time.perf_counter() < end:
         for i, call in enumerate(calls):
-            for _ in range(2):  # the first finds another one's data in the cache
+            for _ in range(again[i]):
                 start = time.perf_counter()
                 for _ in range(batch[i]):
                     call()
