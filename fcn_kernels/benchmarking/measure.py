@@ -84,6 +84,17 @@ class Timing:
 _SPINNING = 0.01  # seconds after a parallel region within which OpenMP's threads wait for the next one without sleeping
 
 
+def _let_others_stop(call: Callable[[], object]) -> None:
+    """Waits, awake, until other threads sleep: who sleeps itself starts slowly; then warms the call up."""
+    end = time.perf_counter() + _SPINNING
+    while time.perf_counter() < end:
+        pass
+    end += _SPINNING / 5
+    call()
+    while time.perf_counter() < end:
+        call()
+
+
 def interleaved(
     calls: Mapping[str, Callable[[], object]],
     seconds: float,
@@ -123,7 +134,7 @@ def interleaved(
                 call, count = calls[name], batch[name]
                 if rested and (name in rested) != is_rested:
                     is_rested = not is_rested
-                    time.sleep(_SPINNING)
+                    _let_others_stop(call)
                 for _ in range(repeats[name]):
                     start = time.perf_counter()
                     for _ in range(count):
