@@ -216,7 +216,7 @@ def test_depthwise(instruction_set: str, dtype: torch.dtype, layout: str, case: 
     channels, kernel, stride, size, offset, cropped = case
     full = [(i - 1) * s + k for i, s, k in zip(size, stride, kernel, strict=True)]
     crop = [full[0] - offset[0], full[1] - offset[1] - cropped]
-    weight = torch.randn(channels, 1, *kernel).to(dtype)
+    weight, bias = torch.randn(channels, 1, *kernel).to(dtype), torch.randn(channels).to(dtype)
     skip = LAYOUTS[layout](torch.randn(2, channels, crop[0] + 1, crop[1] + 2).to(dtype))
     grad = LAYOUTS[layout](torch.randn(2, channels, *crop).to(dtype))
     # Jumps of 1e4 sum to more than float16 holds, in PyTorch's partial sums even where the whole does fit.
@@ -227,11 +227,12 @@ def test_depthwise(instruction_set: str, dtype: torch.dtype, layout: str, case: 
             x_, weight_, skip_, grad_ = (t.to(cast) for t in (x, weight, skip, grad))
             where = list(stride), channels, list(offset)
             y = ops.conv_transpose_add(x_, weight_, skip_, *where, crop, [1, 2], 0.5)
-            results.append((y, *ops.conv_transpose_add_backward(grad_, x_, weight_, *where, True, True)))
+            beside = ops.conv_transpose_concat(x_, weight_, skip_, bias.to(cast), *where, crop, [1, 2])
+            results.append((y, beside, *ops.conv_transpose_add_backward(grad_, x_, weight_, *where, True, True)))
         taps = float(weight.double().abs().sum() / channels)
         # Roundings of a sum over all pixels; in float64 mostly those of the oracle, which takes them one by one.
         pixels = x[:, 0].numel() ** (1.0 if dtype == torch.float64 else 0.5)
-        for ours, plain, oracle, gain in zip(*results, (taps, taps, max(taps, pixels)), strict=True):
+        for ours, plain, oracle, gain in zip(*results, (taps, taps, taps, max(taps, pixels)), strict=True):
             check_budget(ours, plain, oracle, x, gain=gain)
 
 
