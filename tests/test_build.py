@@ -108,6 +108,12 @@ def test_without_a_compiler_auto_says_so_in_one_line_and_cpu_fails(builder, monk
         builder.extensions()
 
 
+def test_a_flag_is_given_only_to_compilers_that_know_it(builder):
+    if builder.compiler_problem() is not None:
+        pytest.skip("needs a C++ compiler")
+    assert builder.known(builder.cxx(), ["-O2", "-fno-such-optimization"]) == ["-O2"]
+
+
 def test_cuda_without_nvcc_fails_and_auto_does_without(builder, monkeypatch):
     monkeypatch.setattr(builder, "find_nvcc", lambda: None)
     monkeypatch.setattr(builder, "compiler_problem", lambda: None)

@@ -4,16 +4,10 @@
 #pragma once
 
 #include "conv_lines.h"
+#include "conv_registers.h"
 
 namespace fcn {
 namespace FCN_ISA {
-
-constexpr int64_t kMostSteps = 8;  // products of an output that are summed in a register
-#if defined(__AVX512F__)
-constexpr int kBothSteps = 8;  // whose weights and sums the registers hold
-#else
-constexpr int kBothSteps = 4;
-#endif
 
 // Kernels without a partial tap, whose lanes would need masks.
 inline bool is_depthwise(const Packing& p) { return p.inner == 1 && p.outer == 1 && p.columns.part == 0; }

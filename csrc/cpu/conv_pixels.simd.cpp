@@ -1,6 +1,7 @@
 // The loops of conv_pixels.h over rows of pixels.
 #include "conv_pixels.h"
 
+#include "conv_registers.h"
 #include "conv_slots.h"
 #include "planes.h"
 
@@ -12,12 +13,6 @@ namespace {
 constexpr int64_t kBlockBytes = 16 << 10;  // of output pixels that are written slot by slot
 constexpr int64_t kUnitChannels = 64;      // of a unit of the backward direction, at most; several vectors
 constexpr int64_t kLaneSums = 1 << 8;      // products that a lane sums before they are added to its total
-constexpr int kMostSteps = 8;              // whose pixels stay in registers while their outputs are written
-#if defined(__AVX512F__)
-constexpr int kTogetherTaps = 8;  // whose weights and sums the registers hold
-#else
-constexpr int kTogetherTaps = 4;
-#endif
 
 // Outputs of one slot that read the same pixels: `intervals` times `phases` of them,
 //   out[i][r] = bias + sum over steps of x[step][i] * weights[step][r] + scale * add[i][r].
@@ -241,7 +236,7 @@ class PixelsForward {
 //   out[i] += sum over taps of weights[tap] * lines[tap][i],  sums[tap] += sum over i of x[i] * lines[tap][i].
 template <typename T>
 struct Taps {
-  const T* lines[kTogetherTaps];
+  const T* lines[kBothSteps];
   int64_t line_pitch, x_pitch, count;
   const T *x, *weights;
   T *out, *sums;
@@ -272,7 +267,7 @@ FCN_NOINLINE void multiply_taps(const Taps<T>& p) {
   for (int u = 0; u < U; ++u) store(p.sums + u * L, sums[u]);
 }
 
-template <typename T, int U = kTogetherTaps>
+template <typename T, int U = kBothSteps>
 FCN_INLINE void multiply_taps(const Taps<T>& p, int64_t taps) {
   if (taps == U) return multiply_taps<T, U>(p);
   if constexpr (U > 1) multiply_taps<T, U - 1>(p, taps);
@@ -387,8 +382,8 @@ class PixelsBackward {
       p.sums = sums_ + ((slot - first_) * taps_ + tap) * L;
       multiply_taps(p, count);
     };
-    for (int64_t tap = begin * width; tap < end * width; tap += kTogetherTaps) {
-      const int64_t count = end * width - tap < kTogetherTaps ? end * width - tap : kTogetherTaps;
+    for (int64_t tap = begin * width; tap < end * width; tap += kBothSteps) {
+      const int64_t count = end * width - tap < kBothSteps ? end * width - tap : kBothSteps;
       int64_t first = 0, last = args_.x.width;
       for (int64_t kx, u = 0; u < count; ++u) {
         kx = (tap + u) % width;
