@@ -14,7 +14,7 @@ import torch.distributed
 from torch import Tensor, nn
 
 from . import reference
-from ._checks import LABELS, check_target
+from ._checks import LABELS, check_count, check_target
 from .deferred import Deferred
 from .models.fcn import FCN
 from .models.unet import UNet
@@ -115,14 +115,17 @@ class ConfusionMatrix:
         num_classes: C.
         ignore_index: the label of pixels that do not count; None when all count.
         device: of the counts; by default that of the first batch.
+
+    Raises:
+        TypeError: num_classes is no integer.
+        ValueError: num_classes is below 1.
     """
 
     def __init__(
         self, num_classes: int, *, ignore_index: int | None = IGNORE, device: torch.device | str | None = None
     ) -> None:
-        if not isinstance(num_classes, int) or num_classes < 1:
-            raise ValueError(f"ConfusionMatrix: num_classes must be a positive integer, got {num_classes!r}")
-        self.num_classes, self.ignore_index, self.device = num_classes, ignore_index, device
+        self.num_classes = check_count("ConfusionMatrix", "num_classes", num_classes)
+        self.ignore_index, self.device = ignore_index, device
         self.reset()
 
     def reset(self) -> None:

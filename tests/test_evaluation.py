@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import types
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -158,8 +159,11 @@ def test_counts_add_up_whatever_the_batches() -> None:
 def test_bad_input() -> None:
     counts = ConfusionMatrix(5)
     y = torch.zeros(1, 4, 4, dtype=torch.int64)
-    with pytest.raises(ValueError, match="num_classes must be a positive integer, got 0"):
+    with pytest.raises(ValueError, match="num_classes must be at least 1, got 0"):
         ConfusionMatrix(0)
+    with pytest.raises(TypeError, match=r"num_classes must be an int, got 2\.5"):
+        ConfusionMatrix(2.5)
+    assert ConfusionMatrix(np.int64(5)).num_classes == 5
     with pytest.raises(ValueError, match=r"scores must be \[N, 5, h, w\], one channel per class, got \[1, 4, 2, 2\]"):
         counts.update(torch.randn(1, 4, 2, 2), y)
     with pytest.raises(TypeError, match="the prediction must be a tensor of scores or labels, got list"):

@@ -331,8 +331,14 @@ def test_from_the_classifier_to_8s() -> None:
         models.copy_from_coarser(models.FCN16s(6, **TINY), coarse)
 
 
-def test_batch_normalisation_is_folded() -> None:
+@pytest.mark.parametrize("constants", [True, False], ids=["constants", "neither weights nor biases"])
+def test_batch_normalisation_is_folded(constants: bool) -> None:
     classifier = filled(models.vgg16(9, batch_norm=True, **TINY))
+    for m in classifier.features if not constants else ():
+        if isinstance(m, nn.BatchNorm2d):
+            m.weight = m.bias = None
+        elif isinstance(m, nn.Conv2d):
+            m.bias = None
     for m in classifier.modules():
         if isinstance(m, nn.BatchNorm2d):
             nn.init.normal_(m.running_mean, 0, 0.2)
@@ -346,6 +352,10 @@ def test_batch_normalisation_is_folded() -> None:
             x = F.relu(getattr(model, f"conv{block}_{i}")(x))
         x = F.max_pool2d(x, 2)
     torch.testing.assert_close(x, classifier.features(image), atol=1e-5, rtol=1e-4)
+    state = classifier.state_dict()
+    del state["features.1.running_var"]
+    with pytest.raises(ValueError, match=r"has features.1.running_mean, but lacks features.1.running_var"):
+        models.copy_from_classifier(model, state)
 
 
 def test_an_upsampling_becomes_as_general_as_its_weight() -> None:

@@ -353,6 +353,7 @@ def test_train_begins_nothing_when_the_arguments_are_wrong(
     assert "alexnet starts from no other network" in refused(root, "--stages", "32s", "alexnet")
     assert "no released recipe for unet" in refused(root, "--stages", "unet", "--recipe", "released")
     assert "leave --init out" in refused(root, "--stages", "unet", "--init", other)
+    assert "--batch-norm is of unet, not of 32s" in refused(root, "--batch-norm")
     monkeypatch.setitem(sys.modules, "PIL", None)
     assert "pip install 'fcn_kernels[images]'" in refused(root)
     assert not out.exists()

@@ -280,8 +280,10 @@ def test_checkpoints_tell_the_network(batch_norm: bool, tmp_path: Path) -> None:
     assert copy.eval()(image).equal(model(image))
 
 
-def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_command_line(batch_norm: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Train on a folder in VOC's layout, then label a picture of it."""
+    norm = ["--batch-norm"] if batch_norm else []
     from fcn_kernels.cli import main
 
     for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
@@ -294,7 +296,9 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models.UNet.__init__, "__kwdefaults__", models.UNet.__init__.__kwdefaults__ | {"width": 2})
     run = ["train", str(tmp_path / "voc"), "--out", str(tmp_path / "run"), "--classes", "2"]
     assert main([*run, "--stages", "32s", "unet", "--steps", "1"]) == 2
-    assert main([*run, "--stages", "unet", "--steps", "2"]) == 0
+    assert main([*run, "--stages", "unet", "--steps", "2", *norm]) == 0
+    keys = models.state_dict_of(models.read_checkpoint(tmp_path / "run" / "unet.pt"))
+    assert any(key.endswith("running_mean") for key in keys) == batch_norm
     picture = str(tmp_path / "voc" / "JPEGImages" / "a.jpg")
     assert main(["segment", picture, "--weights", str(tmp_path / "run" / "unet.pt"), "--out", str(tmp_path / "s")]) == 0
     assert Image.open(tmp_path / "s" / "a.png").size == (40, 30)

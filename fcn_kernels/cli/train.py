@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lr", type=float, help="instead of the recipe's learning rate")
     parser.add_argument("--batch", type=positive, metavar="N", help="images per step, instead of the recipe's")
     parser.add_argument("--learn-upsampling", choices=("depthwise", "dense"), help="of the 2x stages (default: fixed)")
+    parser.add_argument("--batch-norm", action="store_true", help="in unet: it learns from random weights in fewer steps")
     parser.add_argument(
         "--preprocessing",
         choices=models.TRANSFORMS,
@@ -129,6 +130,8 @@ def _stages(args: argparse.Namespace) -> list[Stage]:
         stages.append(Stage(name, network, dataclasses.replace(recipe, lr=lr, batch=batch)))
     if args.init is not None and args.stages == ["unet"]:
         raise ValueError("unet starts from no classifier: leave --init out")
+    if args.batch_norm and args.stages != ["unet"]:
+        raise ValueError(f"--batch-norm is of unet, not of {', '.join(args.stages)}")
     if args.learn_upsampling and not any(getattr(stage.network, "skips", ()) for stage in stages):
         raise ValueError(f"--learn-upsampling is of the 2x stages, and {', '.join(args.stages)} has none")
     return stages
@@ -136,7 +139,7 @@ def _stages(args: argparse.Namespace) -> list[Stage]:
 
 def _network(args: argparse.Namespace, stage: Stage) -> models.FCN | models.UNet:
     if issubclass(stage.network, models.UNet):
-        return stage.network(args.classes, in_channels=3, borders="mirror")
+        return stage.network(args.classes, in_channels=3, batch_norm=args.batch_norm, borders="mirror")
     learned = args.learn_upsampling and hasattr(stage.network, "skips")
     return stage.network(args.classes, **({"upsampling": args.learn_upsampling} if learned else {}))
 

@@ -107,11 +107,16 @@ def _without_batch_norm(source: dict[str, Tensor], eps: float = 1e-5) -> dict[st
     for key in [k for k in source if k.startswith("features.") and k.endswith(".running_mean")]:
         norm = key.removesuffix(".running_mean")
         conv = f"features.{int(norm.split('.')[1]) - 1}"
-        scale = folded.pop(f"{norm}.weight") / (folded.pop(f"{norm}.running_var") + eps).sqrt()
-        mean, shift = folded.pop(key), folded.pop(f"{norm}.bias")
+        mean = folded.pop(key)
+        # A normalisation may have no g and h, a convolution before it no b.
+        g, h = (folded.pop(f"{norm}.{k}", own) for k, own in (("weight", torch.ones(())), ("bias", torch.zeros(()))))
+        missing = [k for k in (f"{norm}.running_var", f"{conv}.weight") if k not in folded]
+        if missing:
+            raise ValueError(f"copy_from_classifier: the classifier has {key}, but lacks {', '.join(missing)}")
+        scale = g / (folded.pop(f"{norm}.running_var") + eps).sqrt()
         folded.pop(f"{norm}.num_batches_tracked", None)
         folded[f"{conv}.weight"] = folded[f"{conv}.weight"] * scale.view(-1, 1, 1, 1)
-        folded[f"{conv}.bias"] = (folded[f"{conv}.bias"] - mean) * scale + shift
+        folded[f"{conv}.bias"] = (folded.get(f"{conv}.bias", torch.zeros(())) - mean) * scale + h
     return folded
 
 
