@@ -33,7 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lr", type=float, help="instead of the recipe's learning rate")
     parser.add_argument("--batch", type=positive, metavar="N", help="images per step, instead of the recipe's")
     parser.add_argument("--learn-upsampling", choices=("depthwise", "dense"), help="of the 2x stages (default: fixed)")
-    parser.add_argument("--batch-norm", action="store_true", help="in unet: it learns from random weights in fewer steps")
+    parser.add_argument(
+        "--batch-norm", action="store_true", help="in unet: it learns from random weights in fewer steps"
+    )
     parser.add_argument(
         "--preprocessing",
         choices=models.TRANSFORMS,
