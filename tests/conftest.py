@@ -6,12 +6,13 @@ operator in OPERATOR. Backends that cannot run on this machine are not collected
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import random
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -63,6 +64,21 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         found = [b for b in serving(metafunc.module.OPERATOR) if fixture == "any_backend" or not b.interpreted]
         ids = [b.name if b.device == "cpu" else f"{b.name}-{b.device}" for b in found]
         metafunc.parametrize(fixture, found, ids=ids, indirect=True)
+
+
+def _with_room(function: Callable[..., object], **arguments: object) -> object:
+    return function(**arguments)
+
+
+# CPython keeps frames in chunks of 16 KiB. Where a loop calls across the end of one, as Triton's interpreter does, the
+# next chunk comes from the kernel and goes back to it in every turn. This frame asks for half of 2 MiB: those above it
+# have the other half.
+_with_room.__code__ = _with_room.__code__.replace(co_stacksize=2**17)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
+    pyfuncitem.obj = functools.partial(_with_room, pyfuncitem.obj)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
