@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
+from torch.autograd.function import _SingleLevelFunction
 from torch.autograd.graph import increment_version
 
 NAMESPACE = "fcn_kernels"
@@ -102,6 +103,15 @@ def plain(*args: Any) -> bool:
     ) and _PLAIN.issuperset(map(type, args))
 
 
+class _Node(_SingleLevelFunction):
+    """Its `apply` serves one level of torch.func's transforms. That of `torch.autograd.Function` refuses them, from
+    torch 2.14 on for every derived class. Compiled autograd asks for the key."""
+
+    @staticmethod
+    def _compiled_autograd_key(ctx: Any) -> tuple:
+        return (ctx._autograd_function_id,)
+
+
 def differentiable(name: str, backward: Callable, setup_context: Callable, jvp: Callable | None = None) -> Callable:
     """Give an operator its derivative: ``backward(ctx, *grads)``, ``setup_context(ctx, inputs, output)``.
 
@@ -114,7 +124,7 @@ def differentiable(name: str, backward: Callable, setup_context: Callable, jvp: 
     Makes the same kernel for the key Autograd as `torch.library.register_autograd`, except that it knows forward mode
     and that torch.func's transforms can differentiate it, nested to any depth. They refuse `Function.apply`, because
     they want to see a function whole; an operator they have already taken apart when this kernel runs: once for each
-    level that differentiates, and the base class's `apply` serves one level.
+    level that differentiates.
     """
     op = getattr(getattr(torch.ops, NAMESPACE), name).default
     jvp = jvp or _refuse_forward_mode(name)
@@ -123,7 +133,7 @@ def differentiable(name: str, backward: Callable, setup_context: Callable, jvp: 
         with _below_autograd():
             return op.redispatch(keyset & torch._C._after_autograd_keyset, *args)
 
-    class Node(torch.autograd.Function):
+    class Node(_Node):
         @staticmethod
         def forward(ctx: Any, *args: Any) -> Any:
             *args, (keyset, ctx.outside) = args
@@ -145,7 +155,7 @@ def differentiable(name: str, backward: Callable, setup_context: Callable, jvp: 
                 return jvp(*ctx.outside.primals_and_tangents())
 
     Node.__name__ = f"{name}_node"
-    apply = super(torch.autograd.Function, Node).apply
+    apply = Node.apply
 
     def kernel(keyset: Any, *args: Any) -> Any:
         # Perhaps tangents: a graph of torch.compile enters forward mode without a word to `forward_ad`.
@@ -198,7 +208,7 @@ def _refuse_forward_mode(name: str) -> Callable:
 def _direct(op: Any, backward_of_op: Callable, setup_context: Callable) -> Callable:
     """What `differentiable` returns."""
 
-    class Node(torch.autograd.Function):
+    class Node(_Node):
         backward = staticmethod(backward_of_op)
 
         @staticmethod
@@ -209,7 +219,7 @@ def _direct(op: Any, backward_of_op: Callable, setup_context: Callable) -> Calla
             return output
 
     Node.__name__ = f"{op.__name__.partition('.')[0]}_node"
-    apply = super(torch.autograd.Function, Node).apply
+    apply = Node.apply
 
     def call(*args: Any) -> Any:
         if not plain(*args):

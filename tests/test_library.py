@@ -218,6 +218,20 @@ def test_compiles_with_inductor_and_a_sampling_from_outside() -> None:
     torch.testing.assert_close(run(torch.compile(f, fullgraph=True), x, target), run(f, x, target))
 
 
+def test_compiled_autograd() -> None:
+    x, target = torch.randn(1, 5, 8, 8, requires_grad=True), torch.randint(0, 5, (1, 32, 32))
+
+    def gradient() -> Tensor:
+        x.grad = None
+        fk.upsample_cross_entropy(fk.upsample(x, Sampling.interpolate((8, 8), size=(16, 16))), target).backward()
+        return x.grad
+
+    expected = gradient()
+    with torch._dynamo.config.patch(compiled_autograd=True):
+        torch._dynamo.reset()
+        assert torch.compile(gradient, backend="eager")().equal(expected)
+
+
 def test_exports_with_dynamic_shapes() -> None:
     model = fk.nn.UpsampleArgmax((64, 48))
     batch = torch.export.Dim("batch", min=2)
