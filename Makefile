@@ -9,7 +9,7 @@
 #   make valgrind the AVX2 kernels under valgrind; part of make sanitize
 #   make sanitize the kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer (an hour)
 #   make compat   one wheel with several versions of torch, which it installs (gigabytes), and without kernels
-#   make coverage line coverage of the Python part and of csrc/cpu by all tests, make integrations included
+#   make coverage line coverage of the Python part and of csrc/cpu by all tests, make integrations included (half an hour)
 #   make bench    the main job in full, every workload with its goal (about ten minutes)
 #   make bench-check    whether ratios to the rivals are still those recorded for this processor (a minute)
 #   make results  measures again what is committed in benchmarks/results (hours; a quiet machine), then make report
@@ -76,9 +76,10 @@ compat:
 	mkdir -p build
 	$(PYTHON) tests/compat.py $(PYTHON) 2.13.0 2.11.0 newest
 
+# One process: those that share tests are killed before they have written what they ran.
 coverage: $(VENV)/.libraries $(VENV)/.engines
 	$(PIP) "coverage>=7.10"
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python tests/instrumented.py coverage -q $(SHARED) $(ARGS)
+	$(BIN)/python tests/instrumented.py coverage -q $(ARGS)
 
 integrations: $(VENV)/.libraries
 	$(PARALLEL) tests/test_fusion.py tests/test_integration_*.py $(ARGS)

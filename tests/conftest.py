@@ -66,7 +66,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize(fixture, found, ids=ids, indirect=True)
 
 
-def _with_room(function: Callable[..., object], **arguments: object) -> object:
+def _with_room(function: Callable[..., object], /, **arguments: object) -> object:
     return function(**arguments)
 
 

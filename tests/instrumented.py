@@ -77,8 +77,9 @@ def environment(kind: str, library: Path) -> dict[str, str]:
         command = ["gcc", "-O1", "-fPIC", "-shared", "-Wall", "-Werror", str(source), "-o", str(target), "-ldl"]
         subprocess.run(command, check=True)
         preload.append(str(target))
-    # The safe path keeps the folder of the sources, whose package has the ordinary extension, out of sys.path.
-    paths = {"PYTHONPATH": str(library), "PYTHONSAFEPATH": "1", "LD_PRELOAD": ":".join(preload)}
+    paths = {"PYTHONPATH": str(library), "LD_PRELOAD": ":".join(preload)}
+    if kind != "coverage":  # which starts elsewhere, and measures the programs that tests start from the sources
+        paths["PYTHONSAFEPATH"] = "1"  # keeps the sources, whose package has the ordinary extension, out of sys.path
     return {**os.environ, **OPTIONS[kind], **{k: v for k, v in paths.items() if v}}
 
 
