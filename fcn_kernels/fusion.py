@@ -159,7 +159,8 @@ def _samples(m: nn.ConvTranspose2d) -> bool:
 
 
 def _pays(m: nn.ConvTranspose2d) -> bool:
-    """Where the CPU kernel of `conv_transpose_add` was measured to beat PyTorch's transposed convolution."""
+    """Where the CPU kernel of `conv_transpose_add` was measured to beat PyTorch's transposed convolution without a sum
+    behind it: depthwise ones of small strides do only in training and on contiguous images."""
     square = m.kernel_size[0] == m.kernel_size[1] and m.stride[0] == m.stride[1] and m.dilation == (1, 1)
     return square and m.stride[0] >= 8 and m.weight.device.type == "cpu"
 

@@ -28,8 +28,9 @@ inline void make_periodic(const Packing& p, const Image& weight, int64_t channel
       for (int64_t tap = 0; tap < c.taps; ++tap, from += c.stride * weight.stride_w) {
         for (int64_t first = 0; first < periodic_pitch<T>(c); first += c.stride) {
           const int64_t left = periodic_pitch<T>(c) - first, count = left < c.stride ? left : c.stride;
+          const int64_t there = ky < weight.height ? weight.width - tap * c.stride : 0;
           for (int64_t i = 0; i < count; ++i) {
-            *to++ = ky < weight.height ? (T)to_arithmetic(from[i * weight.stride_w]) : T(0);
+            *to++ = i < there ? (T)to_arithmetic(from[i * weight.stride_w]) : T(0);
           }
         }
       }

@@ -10,19 +10,20 @@ namespace FCN_ISA {
 
 namespace {
 
-constexpr int64_t kBlockBytes = 16 << 10;  // of output pixels that are written slot by slot
-constexpr int64_t kUnitChannels = 64;      // of a unit of the backward direction, at most; several vectors
-constexpr int64_t kLaneSums = 1 << 8;      // products that a lane sums before they are added to its total
+constexpr int64_t kUnitChannels = 64;     // of a unit of the backward direction, at most; several vectors
+constexpr int64_t kBytesAhead = 8 << 10;  // of prefetching the output, in whole intervals
+constexpr int64_t kLaneSums = 1 << 8;     // products that a lane sums before they are added to its total
 
-// Outputs of one slot that read the same pixels: `intervals` times `phases` of them,
-//   out[i][r] = bias + sum over steps of x[step][i] * weights[step][r] + scale * add[i][r].
+// Outputs that read the same pixels: `intervals` times `phases` of them,
+//   out[i][r] = bias + sum over steps of x[step][i] * weights[step][r] + scale * add[i][r],
+// all channels of a pixel one after the other.
 template <typename T, typename In>
 struct Intervals {
   int64_t steps;
   const T *const *x, *const *weights;
-  int64_t x_pitch;
+  int64_t x_pitch, weights_pitch;     // from pixel to pixel, from slot to slot
   int64_t intervals, phases, period;  // period: of the intervals, in outputs
-  Vec<T> bias;
+  const T* bias;
   T scale;
   const In* add;  // null: nothing
   In* out;
@@ -31,42 +32,63 @@ struct Intervals {
 
 // Of so many steps; -1: of as many as there are.
 template <int Steps, bool Adds, typename T, typename In>
-FCN_NOINLINE void write_intervals(const Intervals<T, In>& p) {
+FCN_NOINLINE void write_intervals(const Slots<T>& slots, const Intervals<T, In>& p) {
   constexpr int L = kLanes<T>;
-  const Vec<T> bias = p.bias, scale = broadcast(p.scale);
+  const Vec<T> scale = broadcast(p.scale);
   const T *x[Steps > 0 ? Steps : 1], *weights[Steps > 0 ? Steps : 1];
   for (int s = 0; s < Steps; ++s) {
     x[s] = p.x[s];
     weights[s] = p.weights[s];
   }
-  const int64_t phases = p.phases, out_pitch = p.out_pitch, add_pitch = p.add_pitch;
-  for (int64_t i = 0; i < p.intervals; ++i) {
-    Vec<T> pixels[Steps > 0 ? Steps : 1];
-    for (int s = 0; s < Steps; ++s) pixels[s] = load(x[s] + i * p.x_pitch);
-    In* out = p.out + i * p.period * out_pitch;
-    const In* add = Adds ? p.add + i * p.period * add_pitch : nullptr;
-    for (int64_t r = 0; r < phases; ++r) {
-      Vec<T> sum = bias;
-      for (int s = 0; s < Steps; ++s) sum += pixels[s] * load(weights[s] + r * L);
-      for (int64_t s = 0; Steps < 0 && s < p.steps; ++s) {
-        sum += load(p.x[s] + i * p.x_pitch) * load(p.weights[s] + r * L);
+  // Copies: whatever is written might be a member of p.
+  const int64_t phases = p.phases, out_pitch = p.out_pitch, add_pitch = p.add_pitch, weights_pitch = p.weights_pitch;
+  const int64_t count = slots.count, last = slots.channel(count - 1), period = p.period;
+  const T* const all_bias = p.bias;
+  const int64_t ahead = (kBytesAhead / (period * out_pitch * (int64_t)sizeof(In)) + 1) * period * out_pitch;
+  int64_t pixel = 0;
+  In* out = p.out;
+  const In* add = p.add;
+  for (int64_t i = p.intervals; i > 0; --i) {
+    for (int64_t slot = 0, first = 0; slot < count; ++slot, first += weights_pitch) {
+      const int64_t channel = slot + 1 < count ? slot * L : last;
+      const Vec<T> bias = load(all_bias + slot * L);
+      Vec<T> pixels[Steps > 0 ? Steps : 1];
+      for (int s = 0; s < Steps; ++s) pixels[s] = load(x[s] + pixel + channel);
+      for (int64_t r = 0; r < phases; ++r) {
+        Vec<T> sum = bias;
+        for (int s = 0; s < Steps; ++s) sum += pixels[s] * load(weights[s] + first + r * L);
+        for (int64_t s = 0; Steps < 0 && s < p.steps; ++s) {
+          sum += load(p.x[s] + pixel + channel) * load(p.weights[s] + first + r * L);
+        }
+        if (Adds) {
+          sum += scale * load_as(add + r * add_pitch + channel);
+          __builtin_prefetch(add + r * add_pitch + channel + ahead);
+        }
+        store_as(out + r * out_pitch + channel, sum);
+        __builtin_prefetch(out + r * out_pitch + channel + ahead, 1);
       }
-      if (Adds) sum += scale * load_as(add + r * add_pitch);
-      store_as(out + r * out_pitch, sum);
     }
+    pixel += p.x_pitch;
+    out += period * out_pitch;
+    if (Adds) add += period * add_pitch;
   }
 }
 
 template <int Steps = kMostSteps, typename T, typename In>
-FCN_INLINE void write_intervals(const Intervals<T, In>& p, int64_t steps) {
-  if (steps == Steps) return p.add ? write_intervals<Steps, true>(p) : write_intervals<Steps, false>(p);
-  if constexpr (Steps >= 0) write_intervals<Steps - 1>(p, steps);
+FCN_INLINE void write_intervals(const Slots<T>& slots, const Intervals<T, In>& p, int64_t steps) {
+  if (steps == Steps) return p.add ? write_intervals<Steps, true>(slots, p) : write_intervals<Steps, false>(slots, p);
+  if constexpr (Steps >= 0) write_intervals<Steps - 1>(slots, p, steps);
 }
 
 // Packed weights: [slot][ky][kx][L].
 template <typename T>
+int64_t weights_pitch(const ConvTransposeArgs& args) {
+  return args.weight.height * args.weight.width * kLanes<T>;
+}
+
+template <typename T>
 const T* weights_of(const ConvTransposeArgs& args, int64_t slot) {
-  return (const T*)args.packed + slot * args.weight.height * args.weight.width * kLanes<T>;
+  return (const T*)args.packed + slot * weights_pitch<T>(args);
 }
 
 template <typename T, typename In>
@@ -81,10 +103,13 @@ class PixelsForward {
         row_taps_((args.weight.height + args.stride_h - 1) / args.stride_h),
         taps_((args.weight.width + args.stride_w - 1) / args.stride_w),
         in_place_(sizeof(T) == sizeof(In) && !slots_.padded()),
+        x_pitch_(in_place_         ? args.x.stride_w
+                 : slots_.padded() ? L
+                                   : args.groups),
         stream_(!slots_.padded() && args.output.stride_w == args.groups && leaves_cache(args.output, sizeof(In))) {
     const int64_t width = args.output.width;
     if (!in_place_) {
-      lines_ = arena_.take<T>(row_taps_ * slots_.count * args.x.width * L);
+      lines_ = arena_.take<T>(row_taps_ * args.x.width * x_pitch_);
       rows_ = arena_.take<int64_t>(row_taps_);
     }
     bias_ = arena_.take<T>(slots_.count * L);
@@ -157,13 +182,11 @@ class PixelsForward {
   void write_columns(const Intervals<T, In>& p) {
     const int64_t stride = args_.stride_w, first = args_.offset_w, last = first + args_.output.width - 1;
     const int64_t whole = (last + 1) / stride < args_.x.width ? (last + 1) / stride : args_.x.width;
-    int64_t block = kBlockBytes / (stride * args_.groups * (int64_t)sizeof(In));
-    if (block < 1) block = 1;
     for (int64_t q = first / stride, next; q * stride <= last; q = next) {
       const int64_t begin = q * stride < first ? first - q * stride : 0;
       const int64_t end = (q + 1) * stride > last + 1 ? last + 1 - q * stride : stride;
       next = q + 1;
-      if (begin == 0 && q >= taps_ - 1 && q < whole) next = q + block < whole ? q + block : whole;
+      if (begin == 0 && q >= taps_ - 1 && q < whole) next = whole;
       // The last tap of a kernel that strides do not divide has only the first outputs of an interval.
       const int64_t rest = args_.weight.width - (taps_ - 1) * stride;
       if (begin < rest) write(p, q, next, begin, end < rest ? end : rest, taps_);
@@ -176,36 +199,31 @@ class PixelsForward {
     const int64_t tap_begin = first < args_.x.width ? 0 : first - args_.x.width + 1;
     const int64_t tap_end = first + 1 < taps ? first + 1 : taps,
                   column = first * args_.stride_w + begin - args_.offset_w;
-    In* const out = p.out + column * p.out_pitch;
-    const In* const add = p.add ? p.add + column * p.add_pitch : nullptr;
+    p.out += column * p.out_pitch;
+    if (p.add) p.add += column * p.add_pitch;
     p.intervals = last - first;
     p.phases = end - begin;
     p.period = args_.stride_w;
     p.x = x_;
     p.weights = weights_;
-    p.x_pitch = in_place_ ? args_.x.stride_w : L;
-    for (int64_t slot = 0; slot < slots_.count; ++slot) {
-      const T* const weights = weights_of<T>(args_, slot);
-      p.steps = 0;
-      for (int64_t j = begin_; j < end_; ++j) {
-        const T* const line = line_of(bottom_ - j, slot);
-        for (int64_t i = tap_begin; i < tap_end; ++i) {
-          const int64_t ky = phase_ + j * args_.stride_h, kx = begin + i * args_.stride_w;
-          x_[p.steps] = line + (first - i) * p.x_pitch;
-          weights_[p.steps++] = weights + (ky * args_.weight.width + kx) * L;
-        }
+    p.x_pitch = x_pitch_;
+    p.weights_pitch = weights_pitch<T>(args_);
+    p.bias = bias_;
+    for (int64_t j = begin_; j < end_; ++j) {
+      const T* const line = line_of(bottom_ - j);
+      for (int64_t i = tap_begin; i < tap_end; ++i) {
+        const int64_t ky = phase_ + j * args_.stride_h, kx = begin + i * args_.stride_w;
+        x_[p.steps] = line + (first - i) * x_pitch_;
+        weights_[p.steps++] = weights_of<T>(args_, 0) + (ky * args_.weight.width + kx) * L;
       }
-      p.bias = load(bias_ + slot * L);
-      p.out = out + slots_.channel(slot);
-      if (add) p.add = add + slots_.channel(slot);
-      write_intervals(p, p.steps <= kMostSteps ? p.steps : -1);
     }
+    write_intervals(slots_, p, p.steps <= kMostSteps ? p.steps : -1);
   }
 
-  const T* line_of(int64_t row, int64_t slot) const {
-    if (!in_place_) return lines_ + (row % row_taps_ * slots_.count + slot) * args_.x.width * L;
+  const T* line_of(int64_t row) const {
+    if (!in_place_) return lines_ + row % row_taps_ * args_.x.width * x_pitch_;
     const Image& x = args_.x;
-    return (const T*)x.data + image_ * x.stride_n + row * x.stride_h + slots_.channel(slot);
+    return (const T*)x.data + image_ * x.stride_n + row * x.stride_h;
   }
 
   void fetch(int64_t row) {
@@ -213,8 +231,15 @@ class PixelsForward {
     rows_[row % row_taps_] = row;
     const Image& x = args_.x;
     const In* from = (const In*)x.data + image_ * x.stride_n + row * x.stride_h;
-    for (int64_t slot = 0; slot < slots_.count; ++slot) {
-      read_slot(slots_, slot, from, x.stride_w, x.width, (T*)line_of(row, slot));
+    T* const to = (T*)line_of(row);
+    if (slots_.padded()) return read_slot(slots_, 0, from, x.stride_w, x.width, to);
+    const bool joined = x.stride_w == args_.groups;  // the row is one long pixel
+    const Slots<T> pieces(joined ? x.width * args_.groups : args_.groups);
+    for (int64_t i = 0; i < (joined ? 1 : x.width); ++i) {
+      for (int64_t piece = 0; piece < pieces.count; ++piece) {
+        const int64_t channel = pieces.channel(piece);
+        store_as(to + i * x_pitch_ + channel, load_as(from + i * x.stride_w + channel));
+      }
     }
   }
 
@@ -222,10 +247,11 @@ class PixelsForward {
   const Slots<T> slots_;
   Arena arena_;
   const int64_t row_taps_, taps_;
-  const bool in_place_;  // vectors of x are read where they stand
+  const bool in_place_;    // vectors of x are read where they stand
+  const int64_t x_pitch_;  // from pixel to pixel
   const bool stream_;
   int64_t image_ = 0, bottom_ = 0, phase_ = 0, begin_ = 0, end_ = 0;  // of the row that is written
-  T* lines_ = nullptr;       // [row_taps][slot][pixel][L]: row i in i mod row_taps
+  T* lines_ = nullptr;       // [row_taps][pixel][x_pitch]: row i in i mod row_taps
   int64_t* rows_ = nullptr;  // which row stands there
   T* bias_;                  // [slot][L]
   const T **x_, **weights_;  // of every step

@@ -14,6 +14,7 @@ constexpr int64_t kBlockBytes = 256 << 10;  // of the lines of their gradient
 template <typename T, typename In>
 class PlanesForward {
   static constexpr int L = kLanes<T>;
+  using Int = typename Simd<T>::Int;
 
  public:
   PlanesForward(const ConvTransposeArgs& args, void* scratch)
@@ -28,6 +29,11 @@ class PlanesForward {
     pitch_ = line_pitch<T>((c.taps - 1) * c.stride + c.periods * c.length);
     // The first output's products are whole vectors of the lines.
     lines_ = arena_.take<T>((kBlockRows + p_.row_taps - 1) * pitch_ + L) + (L - turns_.first % L);
+    partial_ = lines_;
+    if (c.part) {
+      partial_ = arena_.take<T>((kBlockRows + p_.row_taps - 1) * pitch_ + L) + (L - turns_.first % L);
+      mask_ = arena_.take<Int>(periodic_pitch<T>(c));
+    }
     weights_ = arena_.take<T>(p_.row_phases * p_.vector_steps() * periodic_pitch<T>(c));
     row_ = arena_.take<In>(args.output.width + L);
   }
@@ -46,7 +52,11 @@ class PlanesForward {
     image_ = chunk.item / args_.groups;
     bias_ = args_.bias ? (T)to_arithmetic(((const In*)args_.bias)[channel_]) : T(-0.0);  // which changes no sum
     make_periodic<T, In>(p_, args_.weight, channel_, weights_);
-    memset(lines_, 0, (kBlockRows + p_.row_taps - 1) * pitch_ * sizeof(T));
+    const int64_t bytes = (kBlockRows + p_.row_taps - 1) * pitch_ * sizeof(T);
+    memset(lines_, 0, bytes);
+    memset(partial_, 0, bytes);
+    const Columns& c = p_.columns;
+    for (int64_t i = 0; mask_ && i < periodic_pitch<T>(c); ++i) mask_[i] = i % c.stride < c.rest ? -1 : 0;
     begin_ = chunk.begin + args_.offset_h;
     end_ = chunk.end + args_.offset_h;
     // Where all row taps read a row of x, rows are computed together.
@@ -70,10 +80,11 @@ class PlanesForward {
     const int64_t stride = args_.stride_h, height = args_.x.height, top = first - (p_.row_taps - 1);
     const int64_t tap_begin = first < height ? 0 : first - height + 1;
     const int64_t tap_end = first + 1 < p_.row_taps ? first + 1 : p_.row_taps;
-    for (int64_t row = top < 0 ? 0 : top; row < last && row < height; ++row) fetch(row, lines_ + (row - top) * pitch_);
+    for (int64_t row = top < 0 ? 0 : top; row < last && row < height; ++row) fetch(row, (row - top) * pitch_);
     const T** step = steps_;
     for (int64_t j = tap_begin; j < tap_end; ++j) {
-      for (int64_t i = c.taps - 1; i >= 0; --i) *step++ = lines_ + (first - j - top) * pitch_ + i * c.stride;
+      const int64_t line = (first - j - top) * pitch_;
+      for (int64_t i = c.taps - 1; i >= 0; --i) *step++ = (i == 0 ? partial_ : lines_) + line + i * c.stride;
     }
     // Rows that leave the cache are written one after the other, as neighbours share a cache line.
     const int64_t together = stream_ ? 1 : last - first;
@@ -93,13 +104,19 @@ class PlanesForward {
     }
   }
 
-  void fetch(int64_t row, T* line) const {
+  void fetch(int64_t row, int64_t to) const {
     const Image& x = args_.x;
     const Columns& c = p_.columns;
     const int64_t begin = left_ < 0 ? 0 : left_, right = left_ + c.taps - 1 + c.periods * c.pixels;
     const In* from = (const In*)x.data + image_ * x.stride_n + channel_ * x.stride_c + row * x.stride_h;
-    repeat_row(from + begin * x.stride_w, x.stride_w, (right < x.width ? right : x.width) - begin, c.stride,
-               line + (begin - left_) * c.stride);
+    const int64_t count = (right < x.width ? right : x.width) - begin;
+    to += (begin - left_) * c.stride;
+    repeat_row(from + begin * x.stride_w, x.stride_w, count, c.stride, lines_ + to);
+    for (int64_t i = 0, phase = 0; mask_ && i < count * c.stride; i += L, phase = (phase + L) % c.stride) {
+      IntVec<T> mask;
+      memcpy(&mask, mask_ + phase, sizeof(mask));
+      store(partial_ + to + i, masked<T>(load(lines_ + to + i), mask));
+    }
   }
 
   // Rows y, y + stride, ... of the output, from the lines `skipped` rows further.
@@ -137,6 +154,8 @@ class PlanesForward {
   int64_t begin_ = 0, end_ = 0;  // rows of the unit, counted without the crop
   T bias_ = 0;
   T *lines_, *weights_;  // [rows of x][pitch]; see make_periodic
+  T* partial_;           // the lines of the last tap: zeros where it is absent, so that a NaN there reaches no sum
+  Int* mask_ = nullptr;  // [stride + L]: where the last tap is there, if it is partial
   const T* steps_[kMostSteps];
   In* row_;
 };
@@ -310,7 +329,8 @@ class PlanesBackward {
 }  // namespace
 
 bool is_planes(const ConvTransposeArgs& args) {
-  const int64_t taps = (args.weight.height + args.stride_h - 1) / args.stride_h * (args.weight.width / args.stride_w);
+  const int64_t rows = (args.weight.height + args.stride_h - 1) / args.stride_h;
+  const int64_t taps = rows * ((args.weight.width + args.stride_w - 1) / args.stride_w);
   return is_depthwise_in_planes(args) && taps <= kMostSteps && (!args.skip.data || args.skip.stride_w == 1) &&
          visit_types(args, [&](auto t, auto) { return args.output.width >= kLanes<decltype(t)>; });
 }

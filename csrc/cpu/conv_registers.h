@@ -4,7 +4,7 @@
 namespace fcn {
 namespace FCN_ISA {
 
-constexpr int kMostSteps = 8;  // whose products make an output without a sum in memory
+constexpr int kMostSteps = 9;  // whose products make an output without a sum in memory: 3x3 at stride 1
 #if defined(__AVX512F__)
 constexpr int kBothSteps = 8;  // that one walk over the gradient serves: their weights and their sums
 #else
