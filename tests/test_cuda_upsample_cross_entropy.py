@@ -120,6 +120,21 @@ def test_values_that_are_not_finite_go_where_they_are_read(host, seed, value):
     close(absolute, lse, 1e-12)
 
 
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+@pytest.mark.parametrize("seed", range(204, 208))
+def test_a_weight_of_zero_does_not_hide_values_that_are_not_finite(host, seed, value):
+    case = Case(host, seed)
+    case.x[0, 0, 0, 0] = value
+    case.weight = torch.zeros(case.x.shape[1], dtype=case.x.dtype)
+    *_, absolute, dx = case.reduced()
+    close(dx, case.expected(reference.SUM)[2], 1e-11)
+    options = (case.sampling, case.ignore_index, case.smoothing)
+    expected = reference.upsample_cross_entropy_backward(
+        torch.ones(case.pixels, dtype=torch.float64), case.x, case.target, case.weight, absolute, *options
+    )
+    close(case.backward(absolute, torch.ones(case.pixels, dtype=torch.float64)), expected, 1e-11)
+
+
 @pytest.mark.parametrize("seed", range(300, 306))
 def test_the_order_of_the_threads_changes_no_bit(host, seed):
     """Each output is written once, and what threads share they share between barriers."""

@@ -421,6 +421,28 @@ def test_all_ignored_with_pixel_weights_or_extras(backend: Backend, reduction: s
     assert not dx.any()
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of numpy, in Triton's interpreter
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+@pytest.mark.parametrize("channels", [1, 2, 9])
+def test_a_weight_of_zero_does_not_hide_logits_that_are_not_finite(
+    any_backend: Backend, channels: int, reduction: str, value: float
+) -> None:
+    """Torch's own result: zero times NaN."""
+    x = torch.randn(1, channels, 2, 2)
+    x[0, 0, 0, 0] = value
+    target = torch.zeros(1, 6, 6, dtype=torch.int64)
+    target[:, :, 4:] = -100
+    options = {"weight": torch.zeros(channels), "reduction": reduction}
+    y = x.clone().requires_grad_()
+    F.cross_entropy(F.interpolate(y, size=(6, 6), mode="bilinear"), target, **options).sum().backward()
+    x = x.to(any_backend.device).requires_grad_()
+    options["weight"] = options["weight"].to(any_backend.device)
+    fk.upsample_cross_entropy(x, target.to(any_backend.device), **options).sum().backward()
+    assert y.grad.isnan().any() == (value != -torch.inf or channels == 1)
+    torch.testing.assert_close(x.grad.cpu(), y.grad, equal_nan=True)
+
+
 def test_a_weight_of_an_ignored_pixel_is_not_read(backend: Backend) -> None:
     x = torch.randn(2, 3, 4, 5, device=backend.device, requires_grad=True)
     target = torch.randint(0, 3, (2, 8, 10), device=backend.device)

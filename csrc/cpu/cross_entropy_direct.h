@@ -78,7 +78,8 @@ class DirectRows {
   void add_gradient(V fy, int k, V s) {
     if (empty_) memset(gradient_, 0, classes_ * 4 * L * sizeof(T));
     empty_ = false;
-    const V zero{}, w = pixels_.coefficient(k), q = w == zero ? zero : w / s, counts = pixels_.valid(k);
+    // A pixel of weight zero that counts has a gradient of NaN where the sum is NaN.
+    const V zero{}, q = pixels_.coefficient(k) / s, counts = pixels_.valid(k);
     const V f = chains_.fraction[k], f1 = T(1) - f, top = T(1) - fy;
     for (int64_t c = 0; c < classes_; ++c) {
       V p = counts == zero ? zero : q * load(exponentials_ + c * L);  // an ignored pixel's logits may be NaN

@@ -22,8 +22,7 @@ class Upsample {
       : args_(args), g_(*args.geometry), arena_(scratch), scale_((T)args.skip_scale) {
     if (args.pixelwise) {
       const int64_t row = (g_.in_width + 1) * args.x.channels + L;  // and a pixel of zeros
-      top_ = arena_.take<T>(row);
-      bottom_ = arena_.take<T>(row);
+      for (Row& kept : rows_) kept.values = arena_.take<T>(row);
       blend_ = arena_.take<T>(row);
       const Segments& s = g_.columns;
       for (int64_t i = 1; i < s.count && s.length[i] > 0; ++i) in_order_ &= s.first[i - 1] < s.first[i];
@@ -33,7 +32,7 @@ class Upsample {
       line_ = arena_.take<In>(g_.out_width + L);
       zeros_ = arena_.take<T>(g_.out_width);
       // Odd numbers of cache lines, so that equal columns of the rows in turn do not meet in one cache set.
-      for (Wide& wide : wide_) wide.row = arena_.take<T>((g_.out_width + L + 15) / 16 * 16 + 16);
+      for (Row& kept : rows_) kept.values = arena_.take<T>((g_.out_width + L + 15) / 16 * 16 + 16);
     }
   }
 
@@ -56,7 +55,7 @@ class Upsample {
   void plane(int64_t n, int64_t c, int64_t band_begin, int64_t band_end) {
     const Image& x = args_.x;
     plane_ = (const In*)x.data + n * x.stride_n + c * x.stride_c;
-    for (Wide& wide : wide_) wide.y = INT64_MIN;
+    for (Row& kept : rows_) kept.y = INT64_MIN;
     In* out = (In*)args_.output.data + n * args_.output.stride_n + c * args_.output.stride_c;
     const In* skip = (const In*)args_.skip.data + n * args_.skip.stride_n + c * args_.skip.stride_c;
     const In* next_skip = c + 1 < x.channels ? skip + args_.skip.stride_c : skip;
@@ -89,20 +88,27 @@ class Upsample {
     }
   }
 
-  // Input row y at the output's columns; `other` is the one to keep. Row -1 counts zero.
-  const T* wide(int64_t y, int64_t other) {
-    for (Wide& wide : wide_) {
-      if (wide.y == y) return wide.row;
+  // Input row y as `make` writes it, which is kept; `other` is the one to keep, too. Row -1 counts zero.
+  template <typename Make>
+  const T* row_of(int64_t y, int64_t other, int64_t count, const Make& make) {
+    for (Row& kept : rows_) {
+      if (kept.y == y) return kept.values;
     }
-    Wide& wide = wide_[0].y == other ? wide_[1] : wide_[0];
-    wide.y = y;
+    Row& kept = rows_[0].y == other ? rows_[1] : rows_[0];
+    kept.y = y;
     if (y < 0) {
-      memset(wide.row, 0, g_.out_width * sizeof(T));
+      memset(kept.values, 0, count * sizeof(T));
     } else {
-      with_steps(g_.columns.steps,
-                 [&](auto steps) { this->widen<steps.value>(plane_ + y * args_.x.stride_h, wide.row); });
+      make(kept.values);
     }
-    return wide.row;
+    return kept.values;
+  }
+
+  // At the output's columns.
+  const T* wide(int64_t y, int64_t other) {
+    return row_of(y, other, g_.out_width, [&](T* to) {
+      with_steps(g_.columns.steps, [&](auto steps) { this->widen<steps.value>(plane_ + y * args_.x.stride_h, to); });
+    });
   }
 
   template <int K>
@@ -190,33 +196,36 @@ class Upsample {
   }
 
   void pixels(int64_t n, int64_t band_begin, int64_t band_end) {
-    const int64_t channels = args_.x.channels, width = g_.in_width * channels;
+    const int64_t channels = args_.x.channels;
+    memset(blend_ + g_.in_width * channels, 0, channels * sizeof(T));
+    plane_ = (const In*)args_.x.data + n * args_.x.stride_n;
+    for (Row& kept : rows_) kept.y = INT64_MIN;
     for (int64_t b = band_begin; b < band_end; ++b) {
       const Band& band = g_.bands[b];
-      read_row(n, band.index, top_);
-      read_row(n, band.index + 1, bottom_);
+      const int64_t y0 = resolve(band.index, g_.in_height, g_.clamp);
+      const int64_t y1 = resolve(band.index + 1, g_.in_height, g_.clamp);
+      const T *top = input_row(y0, y1), *bottom = input_row(y1, y0);
       for (int64_t row = band.begin; row < band.end; ++row) {
-        blend_rows(top_, bottom_, (T)g_.row_fraction[row], width, blend_);
-        memset(blend_ + width, 0, channels * sizeof(T));
         In* out = (In*)args_.output.data + n * args_.output.stride_n + row * args_.output.stride_h;
         if (args_.sigmoid) {
-          pixels_of_row(n, row, logits_);
+          pixels_of_row(n, row, top, bottom, logits_);
           sigmoid(logits_, g_.out_width * channels, out);
         } else {
-          pixels_of_row(n, row, out);
+          pixels_of_row(n, row, top, bottom, out);
         }
       }
     }
   }
 
-  void read_row(int64_t n, int64_t index, T* to) const {
-    const int64_t y = resolve(index, g_.in_height, g_.clamp), count = g_.in_width * args_.x.channels;
-    if (y < 0) {
-      memset(to, 0, count * sizeof(T));
-      return;
+  const T* input_row(int64_t y, int64_t other) {
+    const In* from = plane_ + y * args_.x.stride_h;
+    if constexpr (sizeof(T) == sizeof(In)) {
+      if (y >= 0) return (const T*)from;
     }
-    const In* from = (const In*)args_.x.data + n * args_.x.stride_n + y * args_.x.stride_h;
-    for (int64_t i = 0; i < count; ++i) to[i] = to_arithmetic(from[i]);
+    const int64_t count = g_.in_width * args_.x.channels;
+    return row_of(y, other, count, [&](T* to) {
+      for (int64_t i = 0; i < count; ++i) to[i] = to_arithmetic(from[i]);
+    });
   }
 
   // Where the channels of an input column stand in the blended row; zeros for a tap that counts zero.
@@ -226,7 +235,8 @@ class Upsample {
   }
 
   template <typename Out>
-  void pixels_of_row(int64_t n, int64_t row, Out* out) const {
+  void pixels_of_row(int64_t n, int64_t row, const T* top, const T* bottom, Out* out) const {
+    blend_rows(top, bottom, (T)g_.row_fraction[row], g_.in_width * args_.x.channels, blend_);
     for (int64_t s = 0; s < g_.columns.count; ++s) {
       for (int k = 0; k < g_.columns.length[s]; ++k) pixel(n, row, s, k, out);
     }
@@ -282,15 +292,15 @@ class Upsample {
   Arena arena_;
   const T scale_;
   bool in_order_ = true;  // segments come from left to right
-  struct Wide {
+  struct Row {
     int64_t y;
-    T* row;
+    T* values;
   };
   int64_t block_count_ = 0;
   PlaneBlock<T>* blocks_;
-  Wide wide_[2];
+  Row rows_[2];
   const In* plane_;
-  T *top_, *bottom_, *blend_, *logits_, *zeros_;
+  T *blend_, *logits_, *zeros_;
   In* line_;
 };
 

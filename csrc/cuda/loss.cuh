@@ -19,6 +19,10 @@ struct LossOptions {
     const A own = (A(1) - smoothing) * weight_of(label);
     return smoothing > A(0) ? own + smoothing / A(classes) * (weight_sum ? *weight_sum : A(classes)) : own;
   }
+  // Of a pixel that counts: NaN without a class or a finite log-sum-exp, whatever the weight.
+  __device__ A coefficient(int64_t label, bool known, A level, int64_t classes) const {
+    return known && level - level == A(0) ? coefficient(label, classes) : A(NAN);
+  }
 };
 
 // The incoming gradient [N, H, W] of pixel losses; data null: 1 everywhere.

@@ -69,8 +69,7 @@ __global__ void __launch_bounds__(kThreads, 1)
             to.absolute[pixel] = absolute - absolute == A(0) ? absolute : A(NAN);
           }
           if (to.coefficient) {
-            const A coefficient = known ? options.coefficient(label, labels.classes) : A(NAN);
-            to.coefficient[pixel] = kept ? coefficient : A(0);
+            to.coefficient[pixel] = kept ? options.coefficient(label, known, level, labels.classes) : A(0);
           }
           const A z = class_corners<A>(x.data + label * x.stride_c, at, shift).at(fx, fy);
           const A weight = options.weight_of(label), e = options.smoothing;
@@ -114,7 +113,7 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t label = labels.at(n, oy, ox);
     A value = 0;
     if (label != labels.ignore_index) {
-      value = labels.known(label) ? options.coefficient(label, labels.classes) * grad.at(n, oy, ox) : A(NAN);
+      value = options.coefficient(label, labels.known(label), level[pixel], labels.classes) * grad.at(n, oy, ox);
     }
     coefficient[pixel] = value;
   }

@@ -108,7 +108,8 @@ def pixel_kernel(
         if BACKWARD:
             g = tl.load(grad + n * grad_n + (oy * grad_h + ox * grad_w), mask=inside, other=0).to(ACC)
             a *= g
-        a = tl.where(kept, tl.where(known, a, float("nan")), 0)
+        finite = log_sum - log_sum == 0  # else the gradient is NaN, whatever the weight
+        a = tl.where(kept, tl.where(known & finite, a, float("nan")), 0)
         tl.store(coefficient + pixel, a, mask=inside)
     if not BACKWARD:
         x += n * x_n + y * x_c
