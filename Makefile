@@ -5,7 +5,7 @@
 #   make integrations   the tests with other people's libraries, which it installs
 #   make fuzz     1000 drawn calls of every operator against the reference, always others
 #   make fuzz-arguments  wrong arguments of every function, steered by libFuzzer, for ten minutes; part of make fuzz
-#   make fuzz-triton     1000 drawn calls of every operator in Triton's interpreter, several tests at once (an hour or more)
+#   make fuzz-triton     1000 drawn calls of every operator in Triton's interpreter, several tests at once (an hour)
 #   make valgrind the AVX2 kernels under valgrind; part of make sanitize
 #   make sanitize the kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer (an hour)
 #   make compat   one wheel with several versions of torch, which it installs (gigabytes), and without kernels
@@ -98,6 +98,7 @@ results: $(VENV)/.engines $(VENV)/.libraries
 	$(BIN)/fcn-kernels bench $(AVX2) --only 'grid-*' --json $(RESULTS)/cpu-avx2-grid.json
 	$(BIN)/fcn-kernels bench $(AVX2) --threads 1 --no-compile --json $(RESULTS)/cpu-avx2-1thread.json
 	$(BIN)/python -m benchmarks.sweep $(AVX2) --json $(RESULTS)/sweep-avx2.json
+	$(BIN)/python -m benchmarks.crossings $(AVX2) --json $(RESULTS)/crossings-avx2.json
 	$(BIN)/python -m benchmarks.scaling $(AVX2) --json $(RESULTS)/scaling.json
 	$(BIN)/python -m benchmarks.bench_overhead --json $(RESULTS)/overhead.json
 	$(BIN)/python -m benchmarks.end_to_end --json $(RESULTS)/end-to-end.json

@@ -4,8 +4,8 @@
 
 Reads results/cpu-avx2.json (all workloads) and, where they are there: cpu-avx2-scores.json (every score convolution),
 cpu-avx2-grid.json (every operator in both directions and all dtypes), cpu-avx2-1thread.json, sweep-avx2.json,
-scaling.json, overhead.json, end-to-end.json, low-precision.json, fcn8s.json, story.json, drop-in.json, and what
-gpu.sh leaves in gpu/.
+crossings-avx2.json, scaling.json, overhead.json, end-to-end.json, low-precision.json, fcn8s.json, story.json,
+drop-in.json, and what gpu.sh leaves in gpu/.
 docs/performance.md says which command writes which. Ends with 1 if a loss has no reason in losses.json.
 """
 
@@ -17,17 +17,13 @@ from collections.abc import Collection, Iterable, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
-from benchmarks import drop_in, goals, low_precision
+from benchmarks import crossings, drop_in, goals, low_precision
 from benchmarks.cases import ALL, ROOT, Case, cases, load
 from benchmarks.goals import number
+from benchmarks.tables import markdown
 from fcn_kernels.benchmarking.report import DISTURBED
 
 REASONS = Path(__file__).resolve().parent / "losses.json"
-
-
-def markdown(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    line = "| " + " | ".join(titles) + " |"
-    return [line, "|" + "---|" * len(titles), *("| " + " | ".join(cells) + " |" for cells in rows)]
 
 
 def provenance(data: dict) -> str:
@@ -203,6 +199,10 @@ def low_precisions(data: dict) -> list[str]:
     return [f"{provenance(data)}.", "", *low_precision.table(data)]
 
 
+def sizes(data: dict) -> list[str]:
+    return [f"{provenance(data)}. The fastest of many calls, in turns.", "", *crossings.table(data)]
+
+
 def replace(file: Path, name: str, lines: Sequence[str]) -> None:
     """What stands between the markers NAME:begin and NAME:end."""
     begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
@@ -240,7 +240,8 @@ def main() -> int:
         pictures += ["![Time over classes, side, stride and batch; memory over classes](scaling.png)", ""]
         pictures.append(f"{provenance(measured)}.")
     replace(page, "pictures", pictures)
-    for name, make in (("overhead", overhead), ("end-to-end", end_to_end), ("low-precision", low_precisions)):
+    pages = {"overhead": overhead, "end-to-end": end_to_end, "low-precision": low_precisions, "crossings-avx2": sizes}
+    for name, make in pages.items():
         measured = load(name)
         replace(page, name, ["Not yet measured."] if measured is None else make(measured))
     if (measured := load("drop-in")) is not None:

@@ -10,7 +10,19 @@ import torch
 
 pytest.importorskip("matplotlib")
 
-from benchmarks import bench_overhead, cases, check, drop_in, goals, low_precision, plots, report, scaling, sweep
+from benchmarks import (
+    bench_overhead,
+    cases,
+    check,
+    crossings,
+    drop_in,
+    goals,
+    low_precision,
+    plots,
+    report,
+    scaling,
+    sweep,
+)
 from fcn_kernels.benchmarking import memory
 from fcn_kernels.benchmarking.report import JUDGED
 
@@ -128,6 +140,28 @@ def test_goals_on_a_gpu():
         ["`toy` C=1", "at most 100 MB", "50 MB", "0.5 ms"],
         ["`toy` C=1", "at most 3x the latency of its launches", "2x", "0.5 ms"],
     ]
+
+
+def test_crossings_list_where_eager_is_faster(monkeypatch, tmp_path):
+    for name, value in (("CHANNELS", (2,)), ("SIDES", (6,)), ("FACTORS", (1.5,)), ("KERNELS", ((3, 2),))):
+        monkeypatch.setattr(crossings, name, value)
+    for key, value in crossings.measure.REGIMES["recycling"].items():
+        monkeypatch.setenv(key, value)
+    file = tmp_path / "crossings.json"
+    monkeypatch.setattr(sys, "argv", ["crossings", "--seconds", "0.001", "--json", str(file)])
+    crossings.main()
+    data = json.loads(file.read_text())
+    assert len(data["cases"]) == 7 * 2 * 2 + 3 * 2  # heads in two layouts and dtypes; a depthwise kernel in float32
+    assert all(case["eager_ms"] > 0 and case["fused_ms"] > 0 for case in data["cases"])
+    for case, eager in zip(data["cases"], [1.0, 3.0], strict=False):
+        case |= {"eager_ms": eager, "fused_ms": 2.0}
+    text = "\n".join(crossings.table({"cases": data["cases"][:2]}))
+    assert "| `upsample` | 1 | 0.50x | 0.50x | 1 |" in text
+    assert "2 channels of 6x6, factor 1.5 | contiguous, float32 | 1 | 2 | 0.50x |" in text
+    assert text.count("`upsample_add`") == 1
+    wrong = lambda: torch.ones(1)  # noqa: E731
+    with pytest.raises(AssertionError, match="upsample: "):
+        crossings.check("upsample", wrong, lambda: torch.zeros(1), "float32")
 
 
 def test_sweeps_judge_every_layout(monkeypatch):
