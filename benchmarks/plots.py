@@ -149,6 +149,8 @@ def scaling(data: dict, file: Path) -> None:
         panel.set_title("MB beyond the inputs" if axis.startswith("memory") else "milliseconds", fontsize=9)
         panel.set_xlabel(axis.removeprefix("memory over "))
         panel.grid(True, which="major", alpha=0.25)
+        panel.set_xscale("log", base=2)
+        panel.xaxis.set_major_formatter("{x:g}")
     handles = {name: h for p in panels[0] for h, name in zip(*p.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=3, frameon=False, fontsize=8)
     figure.tight_layout(rect=(0, 0.14, 1, 1))
