@@ -54,7 +54,7 @@ class PlanesForward {
     make_periodic<T, In>(p_, args_.weight, channel_, weights_);
     const int64_t bytes = (kBlockRows + p_.row_taps - 1) * pitch_ * sizeof(T);
     memset(lines_, 0, bytes);
-    memset(partial_, 0, bytes);
+    if (mask_) memset(partial_, 0, bytes);
     const Columns& c = p_.columns;
     for (int64_t i = 0; mask_ && i < periodic_pitch<T>(c); ++i) mask_[i] = i % c.stride < c.rest ? -1 : 0;
     begin_ = chunk.begin + args_.offset_h;
