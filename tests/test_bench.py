@@ -55,6 +55,23 @@ def test_interleaved_batches_calls_of_microseconds():
     assert 0 < timing.median < 0.1
 
 
+def test_interleaved_gives_every_call_a_long_turn_after_a_rest():
+    turns = []  # [name, seconds inside the calls] of each
+
+    def call(name):
+        start = time.perf_counter()
+        time.sleep(0.001)
+        if not turns or turns[-1][0] != name:
+            turns.append([name, 0.0])
+        turns[-1][1] += time.perf_counter() - start
+
+    calls = {name: lambda name=name: call(name) for name in ("a", "b", "engine")}
+    measure.interleaved(calls, 0.2, rested=["engine"])
+    timed = turns[3:]  # the first ones are the warm-up
+    assert {name for name, _ in timed} == set(calls)
+    assert min(seconds for _, seconds in timed) > 0.9 * measure._SPINNING
+
+
 @pytest.mark.skipif(not memory.can_measure(), reason="no /proc/self/clear_refs")
 def test_peak_memory_of_known_allocations():
     known = {

@@ -105,8 +105,10 @@ def interleaved(
 
     The first sample of a turn finds another call's data in the cache. Short calls are sampled several times a turn; one
     that has had its share of the time and `minimum` samples (3, if it takes seconds) waits for the others. Before and
-    after the turn of a `rested` call, which has threads of its own, those of the others have the time to stop spinning.
+    after the turn of a `rested` call, which has threads of its own, those of the others have the time to stop spinning;
+    turns are as long as that rest, then, for what it left cold (code, sleeping threads) to weigh little in all of them.
     """
+    turn = _SPINNING if rested else 0.0
     samples: dict[str, list[float]] = {name: [] for name in calls}
     estimate = {}
     for name, call in calls.items():  # warm-up
@@ -135,13 +137,15 @@ def interleaved(
                 if rested and (name in rested) != is_rested:
                     is_rested = not is_rested
                     _let_others_stop(call)
-                for _ in range(repeats[name]):
+                before, taken = spent[name], 0
+                while taken < repeats[name] or spent[name] - before < turn:
                     start = time.perf_counter()
                     for _ in range(count):
                         call()
                     elapsed = time.perf_counter() - start
                     samples[name].append(elapsed / count)
                     spent[name] += elapsed
+                    taken += 1
     finally:
         if enabled:
             gc.enable()
