@@ -20,7 +20,6 @@ class Report:
     jobs: list[Workload]
     provenance: dict[str, object] = field(default_factory=dict)
     timings: dict[tuple[str, str, str, str], Timing] = field(default_factory=dict)
-    first_calls: dict[tuple[str, str], float] = field(default_factory=dict)  # seconds, compilation included
     peaks: dict[tuple[str, str], int] = field(default_factory=dict)
     disturbance: dict[str, float] = field(
         default_factory=dict
@@ -96,7 +95,6 @@ class Report:
                     "traffic_bytes": job.traffic,
                     "operations": job.operations,
                     "milliseconds": timings,
-                    "compile_seconds": {m: s for (name, m), s in self.first_calls.items() if name == job.name},
                     "peak_bytes": {m: p for (name, m), p in self.peaks.items() if name == job.name},
                     "waited_for_a_processor": self.disturbance.get(job.name),
                     "goals": goals,

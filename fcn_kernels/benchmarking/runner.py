@@ -59,8 +59,6 @@ def collect(report: Report, found: Iterator[dict], regime: str, step: Callable[[
                 case "rates":
                     report.provenance["rates"] = event
                 case "timing":
-                    if "first_call_s" in event:
-                        report.first_calls[event["workload"], event["method"]] = event.pop("first_call_s")
                     key = (event.pop("workload"), regime, event.pop("inputs"), event.pop("method"))
                     report.timings[key] = measure.Timing(**event)
                 case "peak":

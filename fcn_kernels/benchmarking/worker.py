@@ -50,9 +50,7 @@ def _time(job: Workload, names: list[str], check: bool, seconds: float, kinds: S
                 _emit("step", text=f"{job.name}: {method.name}")
             try:
                 call = call_of(method, tensors)
-                start = time.perf_counter()
                 results = call()
-                first = time.perf_counter() - start
             except Exception as error:
                 if not (method.compiled or method.prepared):
                     raise
@@ -66,22 +64,21 @@ def _time(job: Workload, names: list[str], check: bool, seconds: float, kinds: S
                 if complaints:
                     continue
             key = f"{inputs}/{method.name}"
-            calls[key], where[key] = call, (inputs, method.name, first)
+            calls[key], where[key] = call, (inputs, method.name)
             del results
         del agreement
     if not calls:
         return
     _emit("step", text=f"{job.name}: timing")
     waited, start = measure.waited(), time.perf_counter()
-    engines = [key for key, (_, method, _) in where.items() if job.method(method).role == "engine"]
+    engines = [key for key, (_, method) in where.items() if job.method(method).role == "engine"]
     timings = measure.interleaved(calls, seconds, minimum=3 if seconds < 3 else 5, rested=engines)
     if waited is not None:
         busy = (measure.waited() - waited) / (time.perf_counter() - start) / torch.get_num_threads()
         _emit("disturbance", workload=job.name, share=busy)
     for key, timing in timings.items():
-        inputs, method, first = where[key]
-        extra = {"first_call_s": first} if job.method(method).compiled else {}
-        _emit("timing", workload=job.name, inputs=inputs, method=method, **timing.as_dict(), **extra)
+        inputs, method = where[key]
+        _emit("timing", workload=job.name, inputs=inputs, method=method, **timing.as_dict())
 
 
 def _memory(job: Workload, names: list[str], threads: int | None) -> None:
