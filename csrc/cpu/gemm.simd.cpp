@@ -7,6 +7,8 @@ namespace FCN_ISA {
 namespace {
 
 constexpr int kFetches = kVectorBytes > 32 ? 4 : 1;  // lines that are fetched ahead per group
+// Rows that are packed soon; more would evict each other where they are powers of two apart.
+constexpr int kRowsAhead = kVectorBytes > 32 ? 12 : 8;
 
 // Rows of B: packed, or packed on the way.
 template <typename T>
@@ -25,7 +27,7 @@ struct RowsToPack {
   int64_t stride;
   T* b;
   FCN_INLINE void next(Vec<T>& b0, Vec<T>& b1) {
-    __builtin_prefetch(from + 12 * stride, 0, 3);  // more would evict each other where rows are powers of two apart
+    __builtin_prefetch(from + kRowsAhead * stride, 0, 3);
     b0 = load_as(from);
     b1 = load_as(from + kLanes<T>);
     store(b, b0);

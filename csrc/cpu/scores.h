@@ -19,7 +19,8 @@ template <typename T>
 struct ScorePlan {
   static constexpr int P = kPanel<T>;
   static constexpr int64_t kDepth = 64;  // rows fetched ahead: more evict each other where they are powers of two apart
-  static constexpr int64_t kMaxPanels = 4;
+  // Of a block: half a kilobyte of every plane, which lies on pages of its own.
+  static constexpr int64_t kMaxPanels = 512 / (P * (int64_t)sizeof(T));
   static constexpr int64_t kMaxUnits = 64;    // threads share them evenly
   static constexpr int64_t kGroupRows = 252;  // of packed weights that stay in the second cache
 
@@ -35,7 +36,8 @@ struct ScorePlan {
     const int64_t all = (pixels + P - 1) / P;
     const int64_t fitting = (1 << 19) / (classes * P * (int64_t)sizeof(T));
     // A few units at least, and long runs of pixels where there are many.
-    panels = all / 4 < kMaxPanels ? all / 4 : kMaxPanels;
+    panels = all * a.x.batch < 32 * kMaxPanels ? 4 : kMaxPanels;
+    if (panels > all / 4) panels = all / 4;
     if (panels > fitting) panels = fitting;
     if (panels < 1) panels = 1;
     image_blocks = (all + panels - 1) / panels;
