@@ -19,8 +19,8 @@ template <typename T>
 struct ScorePlan {
   static constexpr int P = kPanel<T>;
   static constexpr int64_t kDepth = 64;  // rows fetched ahead: more evict each other where they are powers of two apart
-  // Of a block: half a kilobyte of every plane, which lies on pages of its own.
-  static constexpr int64_t kMaxPanels = 512 / (P * (int64_t)sizeof(T));
+  static constexpr int64_t kRun = 512;   // bytes of every plane in a block: planes lie on pages of their own
+  static constexpr int64_t kMaxPanels = kRun / (P * (int64_t)sizeof(T));
   static constexpr int64_t kMaxUnits = 64;    // threads share them evenly
   static constexpr int64_t kGroupRows = 252;  // of packed weights that stay in the second cache
 
@@ -35,8 +35,8 @@ struct ScorePlan {
       : channels(a.x.channels), classes(a.classes), pixels(a.x.height * a.x.width), tiles(a.classes) {
     const int64_t all = (pixels + P - 1) / P;
     const int64_t fitting = (1 << 19) / (classes * P * (int64_t)sizeof(T));
-    // A few units at least, and long runs of pixels where there are many.
-    panels = all * a.x.batch < 32 * kMaxPanels ? 4 : kMaxPanels;
+    // A few units at least, and long runs of pixels where there are many and their scores stay in the first cache.
+    panels = all * a.x.batch >= 32 * kMaxPanels && classes * kRun <= (1 << 15) ? kMaxPanels : 4;
     if (panels > all / 4) panels = all / 4;
     if (panels > fitting) panels = fitting;
     if (panels < 1) panels = 1;
