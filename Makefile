@@ -97,6 +97,8 @@ results: $(VENV)/.engines $(VENV)/.libraries
 	$(BIN)/fcn-kernels bench $(AVX2) --max-autotune --only 'score_*' --json $(RESULTS)/cpu-avx2-scores.json
 	$(BIN)/fcn-kernels bench $(AVX2) --only 'grid-*' --json $(RESULTS)/cpu-avx2-grid.json
 	$(BIN)/fcn-kernels bench $(AVX2) --threads 1 --no-compile --json $(RESULTS)/cpu-avx2-1thread.json
+	$(BIN)/fcn-kernels bench --instruction-set avx512 --json $(RESULTS)/cpu-avx512.json
+	$(BIN)/fcn-kernels bench --instruction-set avx512 --only 'score_*' --json $(RESULTS)/cpu-avx512-scores.json
 	$(BIN)/python -m benchmarks.sweep $(AVX2) --json $(RESULTS)/sweep-avx2.json
 	$(BIN)/python -m benchmarks.crossings $(AVX2) --json $(RESULTS)/crossings-avx2.json
 	$(BIN)/python -m benchmarks.scaling $(AVX2) --json $(RESULTS)/scaling.json

@@ -3,15 +3,17 @@
     python -m benchmarks.report        # or: make report
 
 Reads results/cpu-avx2.json (all workloads) and, where they are there: cpu-avx2-scores.json (every score convolution),
-cpu-avx2-grid.json (every operator in both directions and all dtypes), cpu-avx2-1thread.json, sweep-avx2.json,
-crossings-avx2.json, scaling.json, overhead.json, end-to-end.json, low-precision.json, fcn8s.json, story.json,
-drop-in.json, and what gpu.sh leaves in gpu/.
+cpu-avx2-grid.json (every operator in both directions and all dtypes), cpu-avx2-1thread.json, cpu-avx512.json,
+cpu-avx512-scores.json, sweep-avx2.json, crossings-avx2.json, scaling.json, overhead.json, end-to-end.json,
+low-precision.json, fcn8s.json, story.json, drop-in.json, and what gpu.sh leaves in gpu/.
 docs/performance.md says which command writes which. Ends with 1 if a loss has no reason in losses.json.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import statistics
 import sys
 from collections.abc import Collection, Iterable, Sequence
 from fnmatch import fnmatch
@@ -72,11 +74,14 @@ def _row(case: Case, plain: Case | None, first: bool) -> list[str]:
     ]
 
 
-def everywhere(data: dict) -> list[Case]:
-    """The cases of this file and of those that hold more workloads."""
-    family = {case.key: case for case in cases(data)}
-    for name in ("cpu-avx2-scores", "cpu-avx2-grid"):
-        family |= {case.key: case for case in cases(load(name) or {"workloads": []})}
+def everywhere(instruction_set: str) -> list[Case]:
+    """The cases of all files whose methods are held to this; of those that stand in two, the worse."""
+    family: dict[tuple[str, str], Case] = {}
+    for more in ("", "-scores", "-grid"):
+        for case in cases(load(f"cpu-{instruction_set}{more}") or {"workloads": []}):
+            known = family.get(case.key)
+            if known is None or (case.ratio(ALL) or math.inf) < (known.ratio(ALL) or math.inf):
+                family[case.key] = case
     return list(family.values())
 
 
@@ -118,6 +123,11 @@ def table(data: dict, family: Collection[Case]) -> list[str]:
 
 
 # --- where we lose ---
+
+
+def reasons(instruction_set: str) -> list[dict]:
+    found = json.loads(REASONS.read_text(encoding="utf-8"))
+    return [r for r in found if r.get("instruction_set", instruction_set) == instruction_set]
 
 
 def losses(found: Iterable[Case], reasons: Sequence[dict]) -> tuple[list[str], list[str]]:
@@ -162,6 +172,22 @@ def goal_tables(data: dict) -> list[str]:
     files = ("cpu-avx2", "cpu-avx2-scores", "cpu-avx2-1thread", "sweep-avx2", "overhead", "fcn8s", "drop-in")
     measured = [(name, load(name)) for name in files]
     return [*lines, *(f"- `{name}.json`: {provenance(found)}." for name, found in measured if found is not None)]
+
+
+def by_operator(family: Iterable[Case], lost: Sequence[str]) -> list[str]:
+    """The ratio to the fastest method of any role, over the cases of every operator."""
+    operators: dict[str, list[Case]] = {}
+    for case in family:
+        if case.best(ALL):
+            operators.setdefault(case.workload["operator"], []).append(case)
+    rows = []
+    for operator, found in sorted(operators.items()):
+        worst = min(found, key=lambda case: case.ratio(ALL))
+        where = f"{worst.workload['title']}, {worst.inputs}: `{worst.best(ALL)[0]}`"
+        middle = statistics.median(case.ratio(ALL) for case in found)
+        rows.append([f"`{operator}`", str(len(found)), f"{number(middle)}x", f"{number(worst.ratio(ALL))}x", where])
+    table = markdown(["operator", "cases", "median", "lowest", "against"], rows)
+    return [*table, "", "Where another method is faster:", "", *lost]
 
 
 def overhead(data: dict) -> list[str]:
@@ -222,13 +248,18 @@ def main() -> int:
         print("report: results/cpu-avx2.json is not there: `fcn-kernels bench --json` writes it", file=sys.stderr)
         return 2
     docs, page = ROOT / "docs", ROOT / "docs/performance.md"
-    found, family = list(cases(data)), everywhere(data)
-    lost, complaints = losses(family, json.loads(REASONS.read_text(encoding="utf-8")))
+    found, family = list(cases(data)), everywhere("avx2")
+    lost, complaints = losses(family, reasons("avx2"))
 
     plots.speed_ups(found, docs / "speed-up.png")
     replace(ROOT / "README.md", "table", table(data, family))
     replace(page, "goals", goal_tables(data))
     replace(page, "losses", lost)
+    if (measured := load("cpu-avx512")) is not None:
+        wide = everywhere("avx512")
+        lost, more = losses(wide, reasons("avx512"))
+        complaints += more
+        replace(page, "cpu-avx512", [f"{provenance(measured)}.", "", *by_operator(wide, lost)])
     pictures = []
     if any(case.copying and case.computing for case in found):
         plots.roofline(found, docs / "roofline.png")

@@ -114,6 +114,22 @@ def test_a_loss_stands_with_its_reason_or_is_complained_about():
     assert (lines[0], len(lines), complaints) == ("- Rewritten for speed.", 3, [])
 
 
+def test_a_reason_may_hold_for_one_instruction_set(tmp_path, monkeypatch):
+    file = tmp_path / "losses.json"
+    both, one = {"workloads": "*", "reason": "Both."}, {"workloads": "*", "instruction_set": "avx2", "reason": "One."}
+    file.write_text(json.dumps([one, both]), encoding="utf-8")
+    monkeypatch.setattr(report, "REASONS", file)
+    assert report.reasons("avx2") == [one, both]
+    assert report.reasons("avx512") == [both]
+
+
+def test_operators_stand_with_their_median_and_their_lowest_ratio():
+    found = [workload(1.0, 8.0, 0.5), workload(1.0, 8.0, 3.0, name="toy-c150", title="C=150")]
+    lines = report.by_operator(cases.cases(data(*found)), ["- Nowhere."])
+    assert lines[2] == "| `toy` | 4 | 1x | 0.25x | C=21, random: `quick` |"
+    assert lines[-1] == "- Nowhere."
+
+
 def test_a_goal_that_is_missed_stands_in_bold_with_what_the_floor_allows():
     (row,) = goals.of_workloads(data(workload(1.0, 8.0)))
     assert row.cells == ["`toy` C=21, photograph", "at least 9x", "**8x**", "0.699 ms: 11.4x"]
@@ -219,11 +235,17 @@ def test_pictures_are_drawn(tmp_path):
 
 def test_the_pages_show_the_committed_results():
     bench = cases.load("cpu-avx2")
-    assert "\n".join(report.table(bench, report.everywhere(bench))) in (cases.ROOT / "README.md").read_text(
-        encoding="utf-8"
-    )
+    family = report.everywhere("avx2")
+    assert "\n".join(report.table(bench, family)) in (cases.ROOT / "README.md").read_text(encoding="utf-8")
     page = (cases.ROOT / "docs/performance.md").read_text(encoding="utf-8")
     assert "\n".join(report.goal_tables(bench)) in page
+    lost, complaints = report.losses(family, report.reasons("avx2"))
+    assert not complaints
+    assert "\n".join(lost) in page
+    wide = report.everywhere("avx512")
+    lost, complaints = report.losses(wide, report.reasons("avx512"))
+    assert not complaints
+    assert "\n".join(report.by_operator(wide, lost)) in page
     for reason in json.loads(report.REASONS.read_text(encoding="utf-8")):
         assert reason["reason"].endswith(".")
 
