@@ -75,7 +75,7 @@ def _row(case: Case, plain: Case | None, first: bool) -> list[str]:
 
 
 def everywhere(instruction_set: str) -> list[Case]:
-    """The cases of all files whose methods are held to this; of those that stand in two, the worse."""
+    """The cases of all files whose methods are held to this; of a case that two files have, the lower ratio."""
     family: dict[tuple[str, str], Case] = {}
     for more in ("", "-scores", "-grid"):
         for case in cases(load(f"cpu-{instruction_set}{more}") or {"workloads": []}):
@@ -126,6 +126,7 @@ def table(data: dict, family: Collection[Case]) -> list[str]:
 
 
 def reasons(instruction_set: str) -> list[dict]:
+    """Those of losses.json that hold with this; most hold with any."""
     found = json.loads(REASONS.read_text(encoding="utf-8"))
     return [r for r in found if r.get("instruction_set", instruction_set) == instruction_set]
 
@@ -175,7 +176,7 @@ def goal_tables(data: dict) -> list[str]:
 
 
 def by_operator(family: Iterable[Case], lost: Sequence[str]) -> list[str]:
-    """The ratio to the fastest method of any role, over the cases of every operator."""
+    """For every operator the ratios to the fastest method of any role, then `lost`, the lines of `losses`."""
     operators: dict[str, list[Case]] = {}
     for case in family:
         if case.best(ALL):

@@ -303,17 +303,34 @@ def evaluate_scores(
     return results | {f"cross-entropy {name}": g for name, g in zip("xwb", gradients, strict=True)}
 
 
+SMALL, LARGE = (
+    (9, 21),
+    (71, 59),
+)  # as many pixels as the longest blocks of scores need in every instruction set, and a rest
+
+
 # One channel and class, odd ones, more than one chunk of channels, tiles of all sizes, chunks and groups of classes.
-@pytest.mark.parametrize(("channels", "classes"), [(1, 1), (5, 2), (300, 19), (270, 41), (33, 600)])
+@pytest.mark.parametrize(
+    ("channels", "classes", "size"),
+    [
+        (1, 1, SMALL),
+        (5, 2, SMALL),
+        (300, 19, SMALL),
+        (270, 41, SMALL),
+        (33, 600, SMALL),
+        (70, 19, LARGE),
+        (3, 64, LARGE),
+    ],
+)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_scores(instruction_set: str, dtype: torch.dtype, channels: int, classes: int) -> None:
+def test_scores(instruction_set: str, dtype: torch.dtype, channels: int, classes: int, size: tuple[int, int]) -> None:
     weight = (torch.randn(classes, channels) * channels**-0.5).to(dtype)
     bias = torch.randn(classes).to(dtype)
-    target = torch.randint(0, classes, (2, 9, 21))
+    target = torch.randint(0, classes, (2, *size))
     target[torch.rand(target.shape) < 0.2] = 255 if classes <= 255 else 0
     for layout in ("contiguous", "channels_last", "sliced", "every-other-pixel"):
-        x = LAYOUTS[layout](torch.randn(2, channels, 9, 21).to(dtype))
-        grad = torch.randn(2, classes, 9, 21).to(dtype)
+        x = LAYOUTS[layout](torch.randn(2, channels, *size).to(dtype))
+        grad = torch.randn(2, classes, *size).to(dtype)
         outputs = [reference.score_softmax(x, weight, bias, log) for log in (False, True)]
         ours = evaluate_scores(x, weight, bias, grad, outputs, target, torch.ops.fcn_kernels)
         plain = evaluate_scores(x, weight, bias, grad, outputs, target, reference)
@@ -327,10 +344,11 @@ def test_scores(instruction_set: str, dtype: torch.dtype, channels: int, classes
         assert clear.max() <= 1e-5 * (1 if dtype == torch.float64 else 10)
 
 
+@pytest.mark.parametrize("size", [(5, 9), LARGE], ids=["small", "large"])
 @pytest.mark.parametrize("values", ["nan", "inf", "minus-inf", "jumps", "very-hot"])
-def test_score_values(instruction_set: str, values: str) -> None:
-    x = ADVERSARIAL[values](torch.randn(1, 6, 5, 9))
-    weight, target = torch.eye(7, 6), torch.randint(0, 7, (1, 5, 9))
+def test_score_values(instruction_set: str, values: str, size: tuple[int, int]) -> None:
+    x = ADVERSARIAL[values](torch.randn(1, 6, *size))
+    weight, target = torch.eye(7, 6), torch.randint(0, 7, (1, *size))
     weight[6] = 0.5
     for log in (False, True):
         ours = torch.ops.fcn_kernels.score_softmax(x, weight, None, log)
