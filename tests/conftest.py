@@ -24,6 +24,8 @@ from hypothesis import settings
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before triton is imported: its kernels then run on CPU tensors
 
+from instruction_sets import INSTRUCTION_SETS, instruction_set
+
 import fcn_kernels
 from fcn_kernels import backends
 
@@ -47,6 +49,13 @@ class Backend(NamedTuple):
     @property
     def interpreted(self) -> bool:
         return self.name == "triton" and self.device == "cpu"
+
+
+@pytest.fixture(params=INSTRUCTION_SETS)
+def on_instruction_set(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The CPU kernels of each instruction set in turn."""
+    with instruction_set(request.param):
+        yield
 
 
 def serving(op: str) -> list[Backend]:

@@ -19,10 +19,9 @@ from call import Call, results
 from hostile import hostile
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
+from instruction_sets import INSTRUCTION_SETS, instruction_set
 from strategies import calls, operators
 from torch import Tensor
-
-from fcn_kernels._library import load_extension
 
 END, START = 1, 2
 MODE = ctypes.c_int.in_dll(ctypes.CDLL(None), "guard_mode")
@@ -55,28 +54,13 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     return a.dtype == b.dtype and torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num())
 
 
-def supported() -> list[str]:
-    """The instruction sets that are built and that this processor has."""
-    extension, found = load_extension(), []
-    for name in extension.built()["instruction_sets"]:
-        try:
-            extension.use_instruction_set(name)
-        except ValueError:
-            continue
-        found.append(name)
-    return found
-
-
-INSTRUCTION_SETS = supported()
-
-
 def check(call: Call) -> None:
     for name in INSTRUCTION_SETS:
-        load_extension().use_instruction_set(name)
-        expected = results(call.op, OPS, call.args)
-        for mode, fill in ((END, 0xFF), (START, 0)):
-            for a, b in zip(guarded_results(call.op, call.args, mode, fill), expected, strict=True):
-                assert same_bits(a, b), f"{name}: {call} depends on memory that is not its own"
+        with instruction_set(name):
+            expected = results(call.op, OPS, call.args)
+            for mode, fill in ((END, 0xFF), (START, 0)):
+                for a, b in zip(guarded_results(call.op, call.args, mode, fill), expected, strict=True):
+                    assert same_bits(a, b), f"{name}: {call} depends on memory that is not its own"
 
 
 def check_hostile(call: tuple[str, tuple]) -> None:

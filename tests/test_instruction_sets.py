@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from budget import check_budget
@@ -12,33 +10,9 @@ from torch import Tensor
 
 import fcn_kernels as fk
 from fcn_kernels import Sampling, reference
-from fcn_kernels._library import load_extension
 
-EXTENSION = load_extension()
-pytestmark = pytest.mark.skipif(EXTENSION is None, reason="the package was built without C++ kernels")
+pytestmark = pytest.mark.usefixtures("on_instruction_set")
 CLASSES = 19  # a full vector and a rest in every instruction set
-
-
-def supported() -> list[str]:
-    found = []
-    for name in EXTENSION.built()["instruction_sets"] if EXTENSION else []:
-        before = EXTENSION.instruction_set()
-        try:
-            EXTENSION.use_instruction_set(name)
-        except ValueError:  # this processor lacks it
-            continue
-        found.append(name)
-        EXTENSION.use_instruction_set(before)
-    return found
-
-
-@pytest.fixture(params=supported())
-def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = EXTENSION.instruction_set()
-    EXTENSION.use_instruction_set(request.param)
-    assert EXTENSION.instruction_set() == request.param
-    yield request.param
-    EXTENSION.use_instruction_set(before)
 
 
 def evaluate(x: Tensor, sampling: Sampling, skip: Tensor, target: Tensor, ops: object) -> dict[str, Tensor]:
@@ -107,19 +81,19 @@ def compare(x: Tensor, sampling: Sampling) -> None:
 
 @pytest.mark.parametrize("sampling", [s for _, s in SAMPLINGS], ids=[name for name, _ in SAMPLINGS])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_kernels(instruction_set: str, dtype: torch.dtype, sampling: Sampling) -> None:
+def test_kernels(dtype: torch.dtype, sampling: Sampling) -> None:
     for layout in ("contiguous", "channels_last", "sliced"):
         compare(LAYOUTS[layout](torch.randn(2, CLASSES, *sampling.input_size).to(dtype)), sampling)
 
 
 @pytest.mark.parametrize("values", ["hot", "very-hot", "jumps", "constant", "offset", "negative-offset", "trained"])
-def test_adversarial_values(instruction_set: str, values: str) -> None:
+def test_adversarial_values(values: str) -> None:
     sampling = Sampling.interpolate((9, 21), (36, 168))
     compare(ADVERSARIAL[values](torch.randn(1, CLASSES, 9, 21)), sampling)
 
 
 @pytest.mark.parametrize("values", ["nan", "inf", "minus-inf", "masked-class"])
-def test_values_that_are_not_finite(instruction_set: str, values: str) -> None:
+def test_values_that_are_not_finite(values: str) -> None:
     sampling = Sampling.interpolate((9, 21), (36, 168))
     x = ADVERSARIAL[values](torch.randn(1, CLASSES, 9, 21))
     code = sampling.encode()
@@ -159,7 +133,7 @@ CONVOLUTIONS = {
 
 @pytest.mark.parametrize("case", CONVOLUTIONS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_conv_transpose(instruction_set: str, dtype: torch.dtype, case: str) -> None:
+def test_conv_transpose(dtype: torch.dtype, case: str) -> None:
     inputs, outputs, groups, kernel, stride = CONVOLUTIONS[case]
     for layout, size in (("contiguous", (5, 21)), ("channels_last", (3, 9)), ("sliced", (1, 1))):
         x = LAYOUTS[layout](torch.randn(2, inputs, *size).to(dtype))
@@ -212,7 +186,7 @@ DEPTHWISE = [("contiguous", case) for case in PLANES.values()] + [("channels_las
     ("layout", "case"), DEPTHWISE, ids=[f"planes-{n}" for n in PLANES] + [f"pixels-{n}" for n in PIXELS]
 )
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_depthwise(instruction_set: str, dtype: torch.dtype, layout: str, case: tuple) -> None:
+def test_depthwise(dtype: torch.dtype, layout: str, case: tuple) -> None:
     channels, kernel, stride, size, offset, cropped = case
     full = [(i - 1) * s + k for i, s, k in zip(size, stride, kernel, strict=True)]
     crop = [full[0] - offset[0], full[1] - offset[1] - cropped]
@@ -250,7 +224,7 @@ PATCHES = {
 
 @pytest.mark.parametrize("case", PATCHES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_conv_transpose_without_overlap(instruction_set: str, dtype: torch.dtype, case: str) -> None:
+def test_conv_transpose_without_overlap(dtype: torch.dtype, case: str) -> None:
     inputs, outputs, groups, stride, size = PATCHES[case]
     for layout in ("contiguous", "channels_last", "sliced"):
         x = LAYOUTS[layout](torch.randn(2, inputs, *size).to(dtype))
@@ -323,7 +297,7 @@ SMALL, LARGE = (
     ],
 )
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_scores(instruction_set: str, dtype: torch.dtype, channels: int, classes: int, size: tuple[int, int]) -> None:
+def test_scores(dtype: torch.dtype, channels: int, classes: int, size: tuple[int, int]) -> None:
     weight = (torch.randn(classes, channels) * channels**-0.5).to(dtype)
     bias = torch.randn(classes).to(dtype)
     target = torch.randint(0, classes, (2, *size))
@@ -346,7 +320,7 @@ def test_scores(instruction_set: str, dtype: torch.dtype, channels: int, classes
 
 @pytest.mark.parametrize("size", [(5, 9), LARGE], ids=["small", "large"])
 @pytest.mark.parametrize("values", ["nan", "inf", "minus-inf", "jumps", "very-hot"])
-def test_score_values(instruction_set: str, values: str, size: tuple[int, int]) -> None:
+def test_score_values(values: str, size: tuple[int, int]) -> None:
     x = ADVERSARIAL[values](torch.randn(1, 6, *size))
     weight, target = torch.eye(7, 6), torch.randint(0, 7, (1, *size))
     weight[6] = 0.5

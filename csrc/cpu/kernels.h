@@ -91,6 +91,7 @@ struct SoftmaxArgs {
   Image x;
   Image output;
   bool log;
+  bool pixelwise;  // x and output are channels_last
 };
 
 struct ArgmaxArgs {

@@ -79,14 +79,29 @@ inline int64_t make_overlapping_blocks(const Geometry& g, PlaneBlock<T>* blocks)
   return count;
 }
 
-// a (1 - f) + b f; a row of weight zero is not read.
-template <typename T>
-FCN_INLINE void blend_rows(const T* FCN_RESTRICT a, const T* FCN_RESTRICT b, T f, int64_t count, T* FCN_RESTRICT out) {
-  if (f == T(0)) {
-    memcpy(out, a, count * sizeof(T));
-    return;
+// Calls f(output row, weight) for every output row that reads input row y, in ascending order.
+template <typename T, typename F>
+FCN_INLINE void for_rows_of(const Geometry& g, int64_t y, const F& f) {
+  const bool from_start = g.clamp && y == 0, to_end = g.clamp && y == g.in_height - 1;
+  int64_t b = 0, end = g.band_count;
+  while (!from_start && b < end) {  // the first band whose lower tap can be y
+    const int64_t middle = (b + end) / 2;
+    if (g.bands[middle].index + 1 < y) {
+      b = middle + 1;
+    } else {
+      end = middle;
+    }
   }
-  for (int64_t i = 0; i < count; ++i) out[i] = (T(1) - f) * a[i] + f * b[i];
+  for (; b < g.band_count && (to_end || g.bands[b].index <= y); ++b) {
+    const Band& band = g.bands[b];
+    const bool top = resolve(band.index, g.in_height, g.clamp) == y;
+    const bool bottom = resolve(band.index + 1, g.in_height, g.clamp) == y;
+    for (int64_t row = band.begin; row < band.end; ++row) {
+      const T fy = (T)g.row_fraction[row];
+      const T weight = (top ? T(1) - fy : T(0)) + (bottom ? fy : T(0));
+      if (weight != T(0)) f(row, weight);
+    }
+  }
 }
 
 }  // namespace FCN_ISA

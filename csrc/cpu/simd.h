@@ -18,6 +18,7 @@
 #endif
 
 #define FCN_INLINE inline __attribute__((always_inline))
+#define FCN_LAMBDA __attribute__((always_inline))  // of a lambda, before its body
 #define FCN_NOINLINE __attribute__((noinline))
 #define FCN_RESTRICT __restrict__
 
@@ -144,6 +145,32 @@ FCN_INLINE Vec<T> shuffle(Vec<T> a, Vec<T> b, Pattern) {
                              FCN_LANE(13), FCN_LANE(14), FCN_LANE(15));
   }
 #undef FCN_LANE
+}
+
+// Lane i + S, past the end from the beginning.
+template <int S>
+struct RotatePattern {
+  static constexpr int of(int i, int L) { return (i + S) % L; }
+};
+
+// The largest lane, and the sum of all lanes, in pairs, whatever the processor.
+template <typename T, int S = kLanes<T> / 2>
+FCN_INLINE T largest(Vec<T> v) {
+  v = vmax(v, shuffle<T>(v, v, RotatePattern<S>()));
+  if constexpr (S > 1) {
+    return largest<T, S / 2>(v);
+  } else {
+    return v[0];
+  }
+}
+template <typename T, int S = kLanes<T> / 2>
+FCN_INLINE T total(Vec<T> v) {
+  v += shuffle<T>(v, v, RotatePattern<S>());
+  if constexpr (S > 1) {
+    return total<T, S / 2>(v);
+  } else {
+    return v[0];
+  }
 }
 
 // a0 b0 a1 b1 ... from the lower or the upper halves.

@@ -6,10 +6,12 @@
 namespace fcn {
 namespace FCN_ISA {
 
-// Whether an output leaves the cache before anyone reads it, and has rows long enough to be written past it.
-inline bool leaves_cache(const Image& out, int64_t item_bytes) {
-  return out.width * item_bytes >= 1024 && out.batch * out.channels * out.height * out.width * item_bytes > (8 << 20);
+// Whether an output leaves the cache before anyone reads it, and has runs of `run` elements, long enough to be written
+// past it.
+inline bool leaves_cache(const Image& out, int64_t item_bytes, int64_t run) {
+  return run * item_bytes >= 1024 && out.batch * out.channels * out.height * out.width * item_bytes > (8 << 20);
 }
+inline bool leaves_cache(const Image& out, int64_t item_bytes) { return leaves_cache(out, item_bytes, out.width); }
 
 constexpr bool is_power_of_two(int k) { return (k & (k - 1)) == 0; }
 

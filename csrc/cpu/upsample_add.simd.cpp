@@ -2,8 +2,9 @@
 // output written once.
 //   planes   (contiguous) each input row is widened once, a segment per lane, interleaved into the order of the pixels;
 //            an output row is a blend of two wide rows
-//   pixels   (channels_last) the vertical interpolation, then two taps per pixel with the channels in the lanes
+//   pixels   (channels_last) the outputs between two input columns at once, the channels in the lanes
 #include "planes.h"
+#include "upsample_pixels.h"
 
 namespace fcn {
 namespace FCN_ISA {
@@ -12,37 +13,25 @@ namespace {
 
 constexpr int64_t kBytesAhead = 2560;  // of prefetching, in whole rows
 
+
 template <typename T, typename In>
-class Upsample {
+class UpsamplePlanes {
   static constexpr int L = kLanes<T>;
   using V = Vec<T>;
 
  public:
-  Upsample(const UpsampleArgs& args, void* scratch)
+  UpsamplePlanes(const UpsampleArgs& args, void* scratch)
       : args_(args), g_(*args.geometry), arena_(scratch), scale_((T)args.skip_scale) {
-    if (args.pixelwise) {
-      const int64_t row = (g_.in_width + 1) * args.x.channels + L;  // and a pixel of zeros
-      for (Row& kept : rows_) kept.values = arena_.take<T>(row);
-      blend_ = arena_.take<T>(row);
-      const Segments& s = g_.columns;
-      for (int64_t i = 1; i < s.count && s.length[i] > 0; ++i) in_order_ &= s.first[i - 1] < s.first[i];
-      if (args.sigmoid) logits_ = arena_.take<T>(g_.out_width * args.x.channels + L);
-    } else {
-      blocks_ = arena_.take<PlaneBlock<T>>(g_.columns.count / L);
-      line_ = arena_.take<In>(g_.out_width + L);
-      zeros_ = arena_.take<T>(g_.out_width);
-      // Odd numbers of cache lines, so that equal columns of the rows in turn do not meet in one cache set.
-      for (Row& kept : rows_) kept.values = arena_.take<T>((g_.out_width + L + 15) / 16 * 16 + 16);
-    }
+    blocks_ = arena_.take<PlaneBlock<T>>(g_.columns.count / L);
+    line_ = arena_.take<In>(g_.out_width + L);
+    zeros_ = arena_.take<T>(g_.out_width);
+    // Odd numbers of cache lines, so that equal columns of the rows in turn do not meet in one cache set.
+    for (Row& kept : rows_) kept.values = arena_.take<T>((g_.out_width + L + 15) / 16 * 16 + 16);
   }
 
   int64_t scratch_bytes() const { return arena_.used; }
 
   void run(int64_t unit) {
-    if (args_.pixelwise) {
-      const Chunk chunk = chunk_of(unit, args_.x.batch, g_.band_count);
-      return pixels(chunk.item, chunk.begin, chunk.end);
-    }
     block_count_ = make_overlapping_blocks<T>(g_, blocks_);
     memset(zeros_, 0, g_.out_width * sizeof(T));
     const PlaneRun run = plane_run(unit, args_.x, g_, g_.band_count);
@@ -88,27 +77,20 @@ class Upsample {
     }
   }
 
-  // Input row y as `make` writes it, which is kept; `other` is the one to keep, too. Row -1 counts zero.
-  template <typename Make>
-  const T* row_of(int64_t y, int64_t other, int64_t count, const Make& make) {
+  // An input row at the output's columns, which is kept; `other` is the one to keep, too. Row -1 counts zero.
+  const T* wide(int64_t y, int64_t other) {
     for (Row& kept : rows_) {
       if (kept.y == y) return kept.values;
     }
     Row& kept = rows_[0].y == other ? rows_[1] : rows_[0];
     kept.y = y;
     if (y < 0) {
-      memset(kept.values, 0, count * sizeof(T));
+      memset(kept.values, 0, g_.out_width * sizeof(T));
     } else {
-      make(kept.values);
+      const In* from = plane_ + y * args_.x.stride_h;
+      with_steps(g_.columns.steps, [&](auto steps) { this->widen<steps.value>(from, kept.values); });
     }
     return kept.values;
-  }
-
-  // At the output's columns.
-  const T* wide(int64_t y, int64_t other) {
-    return row_of(y, other, g_.out_width, [&](T* to) {
-      with_steps(g_.columns.steps, [&](auto steps) { this->widen<steps.value>(plane_ + y * args_.x.stride_h, to); });
-    });
   }
 
   template <int K>
@@ -195,103 +177,10 @@ class Upsample {
     }
   }
 
-  void pixels(int64_t n, int64_t band_begin, int64_t band_end) {
-    const int64_t channels = args_.x.channels;
-    memset(blend_ + g_.in_width * channels, 0, channels * sizeof(T));
-    plane_ = (const In*)args_.x.data + n * args_.x.stride_n;
-    for (Row& kept : rows_) kept.y = INT64_MIN;
-    for (int64_t b = band_begin; b < band_end; ++b) {
-      const Band& band = g_.bands[b];
-      const int64_t y0 = resolve(band.index, g_.in_height, g_.clamp);
-      const int64_t y1 = resolve(band.index + 1, g_.in_height, g_.clamp);
-      const T *top = input_row(y0, y1), *bottom = input_row(y1, y0);
-      for (int64_t row = band.begin; row < band.end; ++row) {
-        In* out = (In*)args_.output.data + n * args_.output.stride_n + row * args_.output.stride_h;
-        if (args_.sigmoid) {
-          pixels_of_row(n, row, top, bottom, logits_);
-          sigmoid(logits_, g_.out_width * channels, out);
-        } else {
-          pixels_of_row(n, row, top, bottom, out);
-        }
-      }
-    }
-  }
-
-  const T* input_row(int64_t y, int64_t other) {
-    const In* from = plane_ + y * args_.x.stride_h;
-    if constexpr (sizeof(T) == sizeof(In)) {
-      if (y >= 0) return (const T*)from;
-    }
-    const int64_t count = g_.in_width * args_.x.channels;
-    return row_of(y, other, count, [&](T* to) {
-      for (int64_t i = 0; i < count; ++i) to[i] = to_arithmetic(from[i]);
-    });
-  }
-
-  // Where the channels of an input column stand in the blended row; zeros for a tap that counts zero.
-  const T* column(int64_t index) const {
-    const int64_t i = resolve(index, g_.in_width, g_.clamp);
-    return blend_ + (i < 0 ? g_.in_width : i) * args_.x.channels;
-  }
-
-  template <typename Out>
-  void pixels_of_row(int64_t n, int64_t row, const T* top, const T* bottom, Out* out) const {
-    blend_rows(top, bottom, (T)g_.row_fraction[row], g_.in_width * args_.x.channels, blend_);
-    for (int64_t s = 0; s < g_.columns.count; ++s) {
-      for (int k = 0; k < g_.columns.length[s]; ++k) pixel(n, row, s, k, out);
-    }
-  }
-
-  static void sigmoid(const T* z, int64_t count, In* out) {
-    int64_t i = 0;
-    for (; i + L <= count; i += L) store_as(out + i, vsigmoid<T>(load(z + i)));
-    const V rest = vsigmoid<T>(load(z + i));
-    for (int l = 0; i + l < count; ++l) from_arithmetic(rest[l], out + i + l);
-  }
-
-  template <typename Out>
-  FCN_INLINE void pixel(int64_t n, int64_t row, int64_t s, int k, Out* row_out) const {
-    const int64_t o = g_.columns.first[s] + k, channels = args_.x.channels;
-    const T f = (T)(g_.columns.fraction[s] + k * g_.columns.step), f1 = T(1) - f;
-    const T* left = column(g_.columns.index[s]);
-    const T* right = f == T(0) ? blend_ + g_.in_width * channels : column(g_.columns.index[s] + 1);
-    Out* out = row_out + o * channels;
-    const Image& skip = args_.skip;
-    const In* add = (const In*)skip.data + n * skip.stride_n + row * skip.stride_h + o * skip.stride_w;
-    int64_t c = 0;
-    if (!skip.data || skip.stride_c == 1) {
-      const auto blend = [&](const In* more) {
-        V v = f1 * load(left + c) + f * load(right + c);
-        if (skip.data) v += scale_ * load_as(more);
-        return v;
-      };
-      for (; c + L <= channels; c += L) store_as(out + c, blend(add + c));
-      if (in_order_ && channels - c > 3) {  // fewer are faster one by one
-        // The last vector reaches over pixels to the right, which are written later.
-        const int64_t over = c + L - channels, pixels = g_.out_width - 1 - o;
-        if (over <= pixels * channels && (!skip.data || over <= pixels * skip.stride_w)) {
-          return store_as(out + c, blend(add + c));
-        }
-        In more[L] = {};
-        Out rest[L];
-        if (skip.data) memcpy(more, add + c, (L - over) * sizeof(In));
-        store_as(rest, blend(more));
-        memcpy(out + c, rest, (L - over) * sizeof(Out));
-        return;
-      }
-    }
-    for (; c < channels; ++c) {
-      T v = f1 * left[c] + f * right[c];
-      if (skip.data) v += scale_ * (T)to_arithmetic(add[c * skip.stride_c]);
-      from_arithmetic(v, out + c);
-    }
-  }
-
   const UpsampleArgs& args_;
   const Geometry& g_;
   Arena arena_;
   const T scale_;
-  bool in_order_ = true;  // segments come from left to right
   struct Row {
     int64_t y;
     T* values;
@@ -300,7 +189,7 @@ class Upsample {
   PlaneBlock<T>* blocks_;
   Row rows_[2];
   const In* plane_;
-  T *blend_, *logits_, *zeros_;
+  T* zeros_;
   In* line_;
 };
 
@@ -314,14 +203,21 @@ int64_t upsample_units(const UpsampleArgs& args) {
 int64_t upsample_scratch(const UpsampleArgs& args) {
   return visit_dtype(args.x.dtype, [&](auto zero) {
     using In = decltype(zero);
-    return Upsample<ArithmeticOf<In>, In>(args, nullptr).scratch_bytes();
+    using T = ArithmeticOf<In>;
+    return args.pixelwise ? UpsamplePixels<T, In>(args, nullptr).scratch_bytes()
+                          : UpsamplePlanes<T, In>(args, nullptr).scratch_bytes();
   });
 }
 
 void upsample(const UpsampleArgs& args, int64_t unit, void* scratch) {
   visit_dtype(args.x.dtype, [&](auto zero) {
     using In = decltype(zero);
-    Upsample<ArithmeticOf<In>, In>(args, scratch).run(unit);
+    using T = ArithmeticOf<In>;
+    if (args.pixelwise) {
+      UpsamplePixels<T, In>(args, scratch).run(unit);
+    } else {
+      UpsamplePlanes<T, In>(args, scratch).run(unit);
+    }
   });
   stream_fence();
 }

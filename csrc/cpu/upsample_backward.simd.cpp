@@ -4,7 +4,7 @@
 //   softmax      p (g - sum_c g p)
 //   log-softmax  g - exp(p) sum_c g
 //   sigmoid      p (1 - p) g
-#include "planes.h"
+#include "upsample_backward_pixels.h"
 
 namespace fcn {
 namespace FCN_ISA {
@@ -12,29 +12,21 @@ namespace FCN_ISA {
 namespace {
 
 template <typename T, typename In>
-class UpsampleBackward {
+class UpsampleBackwardPlanes {
   static constexpr int L = kLanes<T>;
   using V = Vec<T>;
 
  public:
-  UpsampleBackward(const UpsampleBackwardArgs& args, void* scratch) : args_(args), g_(*args.geometry), arena_(scratch) {
-    const int64_t inner = args.pixelwise ? args.grad.channels : 1;
-    sum_ = arena_.take<T>((g_.out_width + L) * inner);
-    if (inner == 1) {
-      row_ = arena_.take<T>(2 * padded_width(g_.in_width));
-      blocks_ = arena_.take<PlaneBlock<T>>(g_.columns.count / L);
-    } else {
-      row_ = arena_.take<T>(g_.in_width * inner);
-    }
+  UpsampleBackwardPlanes(const UpsampleBackwardArgs& args, void* scratch)
+      : args_(args), g_(*args.geometry), arena_(scratch) {
+    sum_ = arena_.take<T>(g_.out_width + L);
+    row_ = arena_.take<T>(2 * padded_width(g_.in_width));
+    blocks_ = arena_.take<PlaneBlock<T>>(g_.columns.count / L);
   }
 
   int64_t scratch_bytes() const { return arena_.used; }
 
   void run(int64_t unit) {
-    if (args_.pixelwise) {
-      const Chunk chunk = chunk_of(unit, args_.grad.batch, g_.in_height);
-      return pixels(chunk.item, chunk.begin, chunk.end);
-    }
     block_count_ = make_blocks(g_, blocks_);
     const PlaneRun run = plane_run(unit, args_.grad, g_, g_.in_height);
     for (int64_t p = run.begin; p < run.end; ++p) {
@@ -57,31 +49,6 @@ class UpsampleBackward {
   }
 
  private:
-  // Calls f(output row, weight) for every output row that reads input row y, in ascending order.
-  template <typename F>
-  FCN_INLINE void for_rows_of(int64_t y, const F& f) const {
-    const bool from_start = g_.clamp && y == 0, to_end = g_.clamp && y == g_.in_height - 1;
-    int64_t b = 0, end = g_.band_count;
-    while (!from_start && b < end) {  // the first band whose lower tap can be y
-      const int64_t middle = (b + end) / 2;
-      if (g_.bands[middle].index + 1 < y) {
-        b = middle + 1;
-      } else {
-        end = middle;
-      }
-    }
-    for (; b < g_.band_count && (to_end || g_.bands[b].index <= y); ++b) {
-      const Band& band = g_.bands[b];
-      const bool top = resolve(band.index, g_.in_height, g_.clamp) == y;
-      const bool bottom = resolve(band.index + 1, g_.in_height, g_.clamp) == y;
-      for (int64_t row = band.begin; row < band.end; ++row) {
-        const T fy = (T)g_.row_fraction[row];
-        const T weight = (top ? T(1) - fy : T(0)) + (bottom ? fy : T(0));
-        if (weight != T(0)) f(row, weight);
-      }
-    }
-  }
-
   template <Through through>
   FCN_NOINLINE void add_row(int64_t n, int64_t c, int64_t row, T weight) {
     const Image &grad = args_.grad, &function = args_.function;
@@ -116,7 +83,7 @@ class UpsampleBackward {
   void plane(int64_t n, int64_t c, int64_t begin, int64_t end) {
     for (int64_t y = begin; y < end; ++y) {
       memset(sum_, 0, g_.out_width * sizeof(T));
-      for_rows_of(y, [&](int64_t row, T weight) { this->add_row<through>(n, c, row, weight); });
+      for_rows_of<T>(g_, y, [&](int64_t row, T weight) { this->add_row<through>(n, c, row, weight); });
       with_steps(g_.columns.steps, [&](auto steps) { this->collect<steps.value>(); });
       const Image& out = args_.output;
       In* to = (In*)out.data + n * out.stride_n + c * out.stride_c + y * out.stride_h;
@@ -146,42 +113,6 @@ class UpsampleBackward {
       row_[1] += row_[0];
       for (int64_t i = w + 1; i <= w + kRightPadding; ++i) row_[w] += row_[i];
     }
-  }
-
-  void pixels(int64_t n, int64_t begin, int64_t end) {
-    const int64_t channels = args_.grad.channels, count = g_.out_width * channels;
-    for (int64_t y = begin; y < end; ++y) {
-      memset(sum_, 0, count * sizeof(T));
-      for_rows_of(y, [&](int64_t row, T weight) {
-        const In* g = (const In*)args_.grad.data + n * args_.grad.stride_n + row * args_.grad.stride_h;
-        T* FCN_RESTRICT sum = sum_;
-        if (args_.through == Through::kSigmoid) {
-          const Image& function = args_.function;
-          const In* p = (const In*)function.data + n * function.stride_n + row * function.stride_h;
-          for (int64_t i = 0; i < count; ++i) sum[i] += weight * through_sigmoid(to_arithmetic(g[i]), p[i]);
-        } else {
-          for (int64_t i = 0; i < count; ++i) sum[i] += weight * (T)to_arithmetic(g[i]);
-        }
-      });
-      memset(row_, 0, g_.in_width * channels * sizeof(T));
-      for (int64_t s = 0; s < g_.columns.count; ++s) {
-        for (int k = 0; k < g_.columns.length[s]; ++k) {
-          const T f = (T)(g_.columns.fraction[s] + k * g_.columns.step);
-          const T* from = sum_ + (g_.columns.first[s] + k) * channels;
-          add_pixel(g_.columns.index[s], T(1) - f, from);
-          if (f != T(0)) add_pixel(g_.columns.index[s] + 1, f, from);
-        }
-      }
-      In* to = (In*)args_.output.data + n * args_.output.stride_n + y * args_.output.stride_h;
-      for (int64_t i = 0; i < g_.in_width * channels; ++i) from_arithmetic(row_[i], to + i);
-    }
-  }
-
-  FCN_INLINE void add_pixel(int64_t index, T weight, const T* FCN_RESTRICT from) {
-    const int64_t i = resolve(index, g_.in_width, g_.clamp);
-    if (i < 0) return;
-    T* FCN_RESTRICT to = row_ + i * args_.grad.channels;
-    for (int64_t c = 0; c < args_.grad.channels; ++c) to[c] += weight * from[c];
   }
 
   const UpsampleBackwardArgs& args_;
@@ -219,14 +150,21 @@ int64_t upsample_backward_units(const UpsampleBackwardArgs& args) {
 int64_t upsample_backward_scratch(const UpsampleBackwardArgs& args) {
   return visit_dtype(args.grad.dtype, [&](auto zero) {
     using In = decltype(zero);
-    return UpsampleBackward<ArithmeticOf<In>, In>(args, nullptr).scratch_bytes();
+    using T = ArithmeticOf<In>;
+    return args.pixelwise ? UpsampleBackwardPixels<T, In>(args, nullptr).scratch_bytes()
+                          : UpsampleBackwardPlanes<T, In>(args, nullptr).scratch_bytes();
   });
 }
 
 void upsample_backward(const UpsampleBackwardArgs& args, int64_t unit, void* scratch) {
   visit_dtype(args.grad.dtype, [&](auto zero) {
     using In = decltype(zero);
-    UpsampleBackward<ArithmeticOf<In>, In>(args, scratch).run(unit);
+    using T = ArithmeticOf<In>;
+    if (args.pixelwise) {
+      UpsampleBackwardPixels<T, In>(args, scratch).run(unit);
+    } else {
+      UpsampleBackwardPlanes<T, In>(args, scratch).run(unit);
+    }
   });
 }
 

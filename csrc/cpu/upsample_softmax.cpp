@@ -11,7 +11,7 @@ Tensor run(const Tensor& x, const std::vector<int64_t>& encoded, bool log, const
   const Tensor out = image_or(op, given, x, x.size(1), sampling.rows.out, sampling.cols.out);
   if (out.numel() == 0) return out;
   const GeometryPlan plan(sampling, x.size(0));
-  const SoftmaxArgs args{&plan.geometry(), image_of(op, x), image_of(op, out), log};
+  const SoftmaxArgs args{&plan.geometry(), image_of(op, x), image_of(op, out), log, is_channels_last(x)};
   const Kernels& k = kernels();
   for_each_unit(x.size(0) * plan.geometry().unit_count, k.softmax_scratch(args),
                 [&](int64_t unit, void* scratch) { k.softmax(args, unit, scratch); });

@@ -2,6 +2,7 @@
 // (softmax), or the logit's own linear form minus log S_k (log-softmax). The output is written once, never read.
 #include "chain.h"
 #include "steps.h"
+#include "upsample_softmax_pixels.h"
 
 namespace fcn {
 namespace FCN_ISA {
@@ -9,7 +10,7 @@ namespace FCN_ISA {
 namespace {
 
 template <typename T, typename Out>
-class Softmax {
+class SoftmaxTiles {
   static constexpr int L = kLanes<T>;
   using V = Vec<T>;
 
@@ -25,7 +26,7 @@ class Softmax {
   };
 
  public:
-  Softmax(const SoftmaxArgs& args, void* scratch)
+  SoftmaxTiles(const SoftmaxArgs& args, void* scratch)
       : args_(args), g_(*args.geometry), classes_(args.x.channels), arena_(scratch), rows_(args.x, g_, arena_) {
     tiles_ = arena_.take<Tile>(g_.columns.count / L);
     line_ = arena_.take<Out>(kTogether * line_pitch());
@@ -151,12 +152,22 @@ class Softmax {
   bool stream_;
 };
 
+// An exponential per logit instead of two per segment and class costs less than moving the classes, but where there are
+// few; those that fill no vector cost most.
+template <typename T>
+bool pixel_by_pixel(const SoftmaxArgs& args) {
+  const bool short_segments = args.geometry->columns.steps <= 2;
+  return args.pixelwise && args.x.channels >= (short_segments ? 16 : kLanes<T> >= 8 ? 32 : INT64_MAX);
+}
+
 }  // namespace
 
 int64_t softmax_scratch(const SoftmaxArgs& args) {
   return visit_dtype(args.x.dtype, [&](auto zero) {
     using Out = decltype(zero);
-    return Softmax<ArithmeticOf<Out>, Out>(args, nullptr).scratch_bytes();
+    using T = ArithmeticOf<Out>;
+    return pixel_by_pixel<T>(args) ? SoftmaxPixels<T, Out>(args, nullptr).scratch_bytes()
+                                   : SoftmaxTiles<T, Out>(args, nullptr).scratch_bytes();
   });
 }
 
@@ -164,7 +175,12 @@ void softmax(const SoftmaxArgs& args, int64_t unit, void* scratch) {
   const FlushDenormals guard;
   visit_dtype(args.x.dtype, [&](auto zero) {
     using Out = decltype(zero);
-    Softmax<ArithmeticOf<Out>, Out>(args, scratch).run(unit);
+    using T = ArithmeticOf<Out>;
+    if (pixel_by_pixel<T>(args)) {
+      SoftmaxPixels<T, Out>(args, scratch).run(unit);
+    } else {
+      SoftmaxTiles<T, Out>(args, scratch).run(unit);
+    }
   });
   stream_fence();
 }
