@@ -42,7 +42,8 @@ OPTIONS = {
 # Every kernel on all instruction sets; no compilers inside the tests, no processes without the run-time library.
 TESTS = {
     "address": [
-        *("differential", "instruction_sets", "any_geometry", "backends", "out", "check_labels", "determinism"),
+        *("differential", "instruction_sets", "channels_last", "any_geometry", "backends", "out", "check_labels"),
+        "determinism",
         *("channel_sum", "conv_transpose_add", "conv_transpose_concat", "score_argmax", "score_cross_entropy"),
         *("score_softmax", "upsample", "upsample_add", "upsample_argmax", "upsample_binary_cross_entropy"),
         *("upsample_confusion_matrix", "upsample_cross_entropy", "upsample_sigmoid", "upsample_softmax"),

@@ -13,7 +13,6 @@ namespace {
 
 constexpr int64_t kBytesAhead = 2560;  // of prefetching, in whole rows
 
-
 template <typename T, typename In>
 class UpsamplePlanes {
   static constexpr int L = kLanes<T>;
