@@ -2,6 +2,7 @@
 
 guarded.py calls N SEED     N calls of every operator, on every instruction set: the same bits as without guards
 guarded.py hostile N SEED   N calls of every operator with wrong arguments: an exception, or a result
+guarded.py channels_last    every number of channels that leaves a rest in a vector, in images of a few pixels
 guarded.py FAULT            commits one fault on purpose: after, before, freed
 
 Operators that are named after SEED are tried alone.
@@ -12,7 +13,7 @@ from __future__ import annotations
 import ctypes
 import faulthandler
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from call import Call, results
@@ -22,6 +23,8 @@ from hypothesis import strategies as st
 from instruction_sets import INSTRUCTION_SETS, instruction_set
 from strategies import calls, operators
 from torch import Tensor
+
+from fcn_kernels import Sampling
 
 END, START = 1, 2
 MODE = ctypes.c_int.in_dll(ctypes.CDLL(None), "guard_mode")
@@ -96,6 +99,28 @@ def run(kind: str, examples: int, number: int, names: list[str]) -> int:
     return count
 
 
+def channels_last_calls() -> Iterator[Call]:
+    """Vectors reach over several pixels where there are few channels."""
+    for channels in range(1, 18):
+        for width in (1, 2, 6):
+            sampling = Sampling.interpolate((2, width), (5, 2 * width + 1))
+            x, skip = (
+                torch.randn(1, channels, *size).contiguous(memory_format=torch.channels_last)
+                for size in (sampling.input_size, sampling.output_size)
+            )
+            code = sampling.encode()
+            for op, args in (
+                ("upsample", (x, code)),
+                ("upsample_add", (x, skip, code, [0, 0], 0.5)),
+                ("upsample_sigmoid", (x, code)),
+                ("upsample_softmax", (x, code, False)),
+                ("upsample_softmax", (x, code, True)),
+                ("upsample_backward", (skip, code)),
+                ("upsample_sigmoid_backward", (skip, skip.sigmoid(), code)),
+            ):
+                yield Call(op, args, (), x)
+
+
 def commit(fault: str) -> None:
     MODE.value = START if fault == "before" else END
     t = torch.zeros(7, dtype=torch.float16)
@@ -113,6 +138,12 @@ if __name__ == "__main__":
         faulthandler.enable()
         kind, examples, number, *names = sys.argv[1:]
         print(f"{run(kind, int(examples), int(number), names or operators())} cases")
+    elif sys.argv[1] == "channels_last":
+        faulthandler.enable()
+        found = list(channels_last_calls())
+        for call in found:
+            check(call)
+        print(f"{len(found)} cases")
     else:
         commit(sys.argv[1])
         print("nothing noticed")

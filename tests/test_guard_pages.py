@@ -54,3 +54,9 @@ def test_every_operator(library: Path, kind: str) -> None:
     done = run(library, kind, str(profile.max_examples // 2), str(number))
     assert done.returncode == 0, done.stderr[-4000:]
     assert int(re.fullmatch(r"(\d+) cases\n", done.stdout)[1]) >= 150
+
+
+def test_whole_vectors_of_channels(library: Path) -> None:
+    done = run(library, "channels_last")
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout == "357 cases\n"

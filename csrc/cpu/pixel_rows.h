@@ -63,17 +63,18 @@ class Piece {
 };  // the top right and the bottom right one in left_ and right_
 
 // The two input rows that a band reads, converted where their dtype is not T, and the pieces of an output row. Of the
-// last pixel there is a copy with room behind it, so that whole vectors can be read everywhere.
+// last pixels there is a copy with room behind it, so that a whole vector can be read at any channel.
 template <typename T, typename In>
 class PixelRows {
   static constexpr int L = kLanes<T>;
 
  public:
-  PixelRows(const Image& x, const Geometry& g, Arena& arena) : x_(x), g_(g) {
+  PixelRows(const Image& x, const Geometry& g, Arena& arena) : x_(x), g_(g), copied_((L - 1) / x.channels + 1) {
+    if (copied_ > x.width) copied_ = x.width;
     pieces_ = arena.take<PiecePlan<T>>(g.out_width);
     zeros_ = arena.take<T>(x.channels + L);
     for (Row& row : rows_) {
-      row.last = arena.take<T>(x.channels + L);
+      row.last = arena.take<T>(copied_ * x.channels + L);
       row.values = arena.take<T>(sizeof(T) == sizeof(In) ? 0 : x.width * x.channels);
     }
   }
@@ -83,7 +84,7 @@ class PixelRows {
     memset(zeros_, 0, (x_.channels + L) * sizeof(T));
     for (Row& row : rows_) {
       row.y = INT64_MIN;
-      memset(row.last + x_.channels, 0, L * sizeof(T));
+      memset(row.last + copied_ * x_.channels, 0, L * sizeof(T));
     }
     plan();
   }
@@ -156,25 +157,27 @@ class PixelRows {
     row.y = y;
     if (y < 0) return &row;
     const In* from = image_ + y * x_.stride_h;
-    const int64_t last = (x_.width - 1) * x_.channels;
+    const int64_t last = (x_.width - copied_) * x_.channels;
     if constexpr (sizeof(T) == sizeof(In)) {
       row.pixels = (const T*)from;
     } else {
       for (int64_t i = 0; i < last; ++i) row.values[i] = to_arithmetic(from[i]);
       row.pixels = row.values;
     }
-    for (int64_t c = 0; c < x_.channels; ++c) row.last[c] = to_arithmetic(from[last + c]);
+    for (int64_t i = 0; i < copied_ * x_.channels; ++i) row.last[i] = to_arithmetic(from[last + i]);
     return &row;
   }
 
   // The channels of input column i; behind the last one, zeros for a tap that counts zero.
   FCN_INLINE const T* column(const Row& row, int64_t i) const {
     if (row.y < 0 || i == g_.in_width) return zeros_;
-    return i == g_.in_width - 1 ? row.last : row.pixels + i * x_.channels;
+    const int64_t last = i - (g_.in_width - copied_);
+    return last >= 0 ? row.last + last * x_.channels : row.pixels + i * x_.channels;
   }
 
   const Image& x_;
   const Geometry& g_;
+  int64_t copied_;  // pixels
   const In* image_;
   PiecePlan<T>* pieces_;
   int64_t count_;
