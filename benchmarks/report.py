@@ -39,15 +39,21 @@ def provenance(data: dict) -> str:
 
 
 def disturbance(data: dict) -> str:
-    """In how many workloads the threads had to wait for a processor, where that is worth a remark."""
-    shares = [w["waited_for_a_processor"] for w in data.get("workloads", ()) if w.get("waited_for_a_processor")]
-    disturbed = [share for share in shares if share > DISTURBED]
-    if not disturbed:
-        return ""
-    return (
-        f"; in {len(disturbed)} of {len(shares)} workloads threads waited for a processor for more than "
-        f"{100 * DISTURBED:.0f}% of the time, for {100 * max(disturbed):.0f}% at most"
-    )
+    """In how many workloads the threads had to wait for a processor, or it was slow, where that is worth a remark."""
+    remarks = []
+    for key, what, of in (
+        ("waited_for_a_processor", "threads waited for a processor for", "the time, for"),
+        ("slow_rounds", "the machine itself was slow in", "the rounds, in"),
+    ):
+        shares = [w[key] for w in data.get("workloads", ()) if w.get(key) is not None]
+        disturbed = [share for share in shares if share > DISTURBED]
+        if disturbed:
+            most = f"{100 * max(disturbed):.0f}% at most"
+            remarks.append(
+                f"; in {len(disturbed)} of {len(shares)} workloads {what} "
+                f"more than {100 * DISTURBED:.0f}% of {of} {most}"
+            )
+    return "".join(remarks)
 
 
 # --- the README's table ---

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import itertools
 import json
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 import fcn_kernels
-from fcn_kernels.benchmarking import engines, formulations, grid_workloads, measure, memory, worker
+from fcn_kernels.benchmarking import engines, formulations, grid_workloads, measure, memory, pace, worker
 from fcn_kernels.benchmarking.agreement import Agreement
 from fcn_kernels.benchmarking.report import JUDGED, Report, table
 from fcn_kernels.benchmarking.workload import Goal, Method, Workload, call_of
@@ -70,6 +71,50 @@ def test_interleaved_gives_every_call_a_long_turn_after_a_rest():
     timed = turns[3:]  # the first ones are the warm-up
     assert {name for name, _ in timed} == set(calls)
     assert min(seconds for _, seconds in timed) > 0.9 * measure._SPINNING
+
+
+class Scripted(pace.Pace):
+    """Says one number after the other, and the last one for ever."""
+
+    def __init__(self, *said):
+        super().__init__()
+        self.said = list(said)
+
+    def now(self):
+        return self.said.pop(0) if len(self.said) > 1 else self.said[0]
+
+
+def test_rounds_of_a_slow_machine_are_repeated():
+    calls = itertools.count()
+
+    def call():
+        time.sleep(0.02 if next(calls) in (1, 2) else 0.002)  # the first one warms up
+
+    rounds = pace.Rounds()
+    # A look before, and one after each round: the first is slow at its end, the second at its begin.
+    timing = measure.interleaved({"a": call}, 0.1, 3, pace=Scripted(1.0, 1.5, 1.0), rounds=rounds)["a"]
+    assert rounds.repeated == 2
+    assert (rounds.slow, rounds.slow_share) == (0, 0)
+    assert rounds.counted == timing.samples >= 3
+    assert timing.high < 15
+
+
+def test_rounds_of_a_machine_that_stays_slow_count_as_slow():
+    rounds = pace.Rounds()
+    start = time.perf_counter()
+    timing = measure.interleaved({"a": lambda: time.sleep(0.002)}, 0.1, 3, pace=Scripted(1.0, 1.5), rounds=rounds)["a"]
+    assert timing.samples >= 3
+    assert rounds.repeated > 0
+    assert rounds.slow_share == 1
+    assert time.perf_counter() - start < 2
+
+
+def test_pace_is_relative_to_the_fastest_that_was_seen():
+    seconds = iter([0.02, 0.01, 0.03])
+    looks = pace.Pace(lambda: time.sleep(next(seconds)), looks=1)
+    assert looks.now() == 1
+    assert looks.now() == 1
+    assert 2 < looks.now() < 4
 
 
 @pytest.mark.skipif(not memory.can_measure(), reason="no /proc/self/clear_refs")
@@ -451,3 +496,14 @@ def test_goals_of_time_and_memory():
     report.peaks[job.name, "fused"] = 99
     assert [report.reached(job, goal) for goal in goals] == [False, True]
     assert "1.50x the time of random, at most 1.3: above" in table(report)
+
+
+def test_the_table_says_what_disturbed_it():
+    job = toy(lambda x, target: x)
+    report = Report([job], disturbance={job.name: {"waited": None, "slow": 0.0, "repeated": 2}})
+    assert "NOTE" not in table(report)
+    report.disturbance[job.name] = {"waited": 0.25, "slow": 0.5, "repeated": 9}
+    notes = [line for line in table(report).splitlines() if line.startswith("NOTE")]
+    assert ["25% of the time" in note for note in notes] == [True, False]
+    assert ["50% of the rounds" in note for note in notes] == [False, True]
+    assert report.as_dict()["workloads"][0]["slow_rounds"] == 0.5

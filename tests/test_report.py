@@ -95,6 +95,10 @@ def test_engines_and_the_best_of_the_compiler_stand_in_the_table():
     assert report.disturbance(bench) == (
         "; in 1 of 1 workloads threads waited for a processor for more than 5% of the time, for 50% at most"
     )
+    bench["workloads"][0] |= {"waited_for_a_processor": None, "slow_rounds": 0.25, "repeated_rounds": 3}
+    assert report.disturbance(bench) == (
+        "; in 1 of 1 workloads the machine itself was slow in more than 5% of the rounds, in 25% at most"
+    )
     lines, complaints = report.losses(cases.cases(data(with_everyone(2.5))), [])
     assert "2.5 ms against 2 ms of `OpenVINO` (0.8x)" in lines[1]
     assert len(complaints) == 2

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 import fcn_kernels
+from fcn_kernels.benchmarking.pace import SLOW, Pace, Rounds
 
 # Three ways for malloc to treat large blocks. They must be in the environment before a process starts.
 REGIMES: dict[str, dict[str, str]] = {
@@ -95,11 +96,17 @@ def _let_others_stop(call: Callable[[], object]) -> None:
         call()
 
 
+_PACE = Pace()
+
+
 def interleaved(
     calls: Mapping[str, Callable[[], object]],
     seconds: float,
     minimum: int = 5,
     rested: Collection[str] = (),
+    *,
+    pace: Pace = _PACE,
+    rounds: Rounds | None = None,
 ) -> dict[str, Timing]:
     """Times all calls in turns, so that a slow phase of the machine falls on all of them, for about `seconds` in all.
 
@@ -107,8 +114,13 @@ def interleaved(
     that has had its share of the time and `minimum` samples (3, if it takes seconds) waits for the others. Before and
     after the turn of a `rested` call, which has threads of its own, those of the others have the time to stop spinning;
     turns are as long as that rest, then, for what it left cold (code, sleeping threads) to weigh little in all of them.
+
+    A round before or after which the machine is slow is forgotten and measured again, until that has taken `seconds`;
+    from then on it counts, as slow. What is compared has no part in this: a fixed computation is timed. `rounds` takes
+    the numbers.
     """
     turn = _SPINNING if rested else 0.0
+    rounds = Rounds() if rounds is None else rounds
     samples: dict[str, list[float]] = {name: [] for name in calls}
     estimate = {}
     for name, call in calls.items():  # warm-up
@@ -120,16 +132,21 @@ def interleaved(
     batch = {name: max(1, int(2e-4 / own)) for name, own in estimate.items()}  # microseconds are not timed one by one
     least = {name: minimum if own < 1 else min(minimum, 3) for name, own in estimate.items()}
     spent = dict.fromkeys(calls, 0.0)
-    share = seconds / len(calls)
+    share, patience = seconds / len(calls), seconds
     is_rested = False
     enabled = gc.isenabled()
     gc.disable()
     try:
+        if rested:
+            _let_others_stop(pace.now)
+        before = pace.now()
         while True:
             enough = [name for name in calls if len(samples[name]) >= least[name]]
             waiting = [name for name in enough if spent[name] >= share]
             if len(waiting) == len(calls) or (len(enough) == len(calls) and sum(spent.values()) >= seconds):
                 break
+            found: dict[str, list[float]] = {}
+            began = time.perf_counter()
             for name in calls:
                 if name in waiting:
                     continue
@@ -137,15 +154,29 @@ def interleaved(
                 if rested and (name in rested) != is_rested:
                     is_rested = not is_rested
                     _let_others_stop(call)
-                before, taken = spent[name], 0
-                while taken < repeats[name] or spent[name] - before < turn:
+                found[name], used = [], 0.0
+                while len(found[name]) < repeats[name] or used < turn:
                     start = time.perf_counter()
                     for _ in range(count):
                         call()
                     elapsed = time.perf_counter() - start
-                    samples[name].append(elapsed / count)
-                    spent[name] += elapsed
-                    taken += 1
+                    found[name].append(elapsed / count)
+                    used += elapsed
+            if is_rested:
+                is_rested = False
+                _let_others_stop(pace.now)
+            after = pace.now()
+            slow = max(before, after) > SLOW
+            before = after
+            if slow and patience > 0:
+                patience -= time.perf_counter() - began
+                rounds.repeated += 1
+                continue
+            rounds.counted += 1
+            rounds.slow += slow
+            for name, times in found.items():
+                samples[name] += times
+                spent[name] += sum(times) * batch[name]
     finally:
         if enabled:
             gc.enable()

@@ -10,7 +10,7 @@ from fcn_kernels.benchmarking.workload import Goal, Workload
 
 JUDGED = "recycling"  # the malloc regime that goals are judged in
 ALL = ("rival", "tuned", "engine")  # the roles of those that do the same job
-DISTURBED = 0.05  # of the time for which threads may wait for a processor before it is worth a remark
+DISTURBED = 0.05  # of the time, or of the rounds: what may be disturbed before it is worth a remark
 
 
 @dataclass
@@ -21,9 +21,8 @@ class Report:
     provenance: dict[str, object] = field(default_factory=dict)
     timings: dict[tuple[str, str, str, str], Timing] = field(default_factory=dict)
     peaks: dict[tuple[str, str], int] = field(default_factory=dict)
-    disturbance: dict[str, float] = field(
-        default_factory=dict
-    )  # workload -> share of time spent waiting for a processor
+    # workload -> share of the time waited for a processor (None: not known), share of slow rounds, rounds repeated
+    disturbance: dict[str, dict[str, float | None]] = field(default_factory=dict)
     disagreements: list[dict[str, str]] = field(default_factory=list)
     unavailable: list[dict[str, str]] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
@@ -72,6 +71,7 @@ class Report:
         workloads = []
         for job in self.jobs:
             timings: dict = {}
+            disturbance = self.disturbance.get(job.name, {})
             for (name, regime, inputs, method), timing in self.timings.items():
                 if name == job.name:
                     timings.setdefault(regime, {}).setdefault(inputs, {})[method] = timing.as_dict()
@@ -96,7 +96,9 @@ class Report:
                     "operations": job.operations,
                     "milliseconds": timings,
                     "peak_bytes": {m: p for (name, m), p in self.peaks.items() if name == job.name},
-                    "waited_for_a_processor": self.disturbance.get(job.name),
+                    "waited_for_a_processor": disturbance.get("waited"),
+                    "slow_rounds": disturbance.get("slow"),
+                    "repeated_rounds": disturbance.get("repeated"),
                     "goals": goals,
                 }
             )
@@ -223,12 +225,14 @@ def table(report: Report) -> str:
                 if d["inputs"] == inputs:
                     lines.append(f"    DISAGREES: {d['method']}: {d['text']}")
     lines += ["", _LEGEND, ""]
-    disturbed = {name: share for name, share in report.disturbance.items() if share > DISTURBED}
-    if disturbed:
-        lines.append(
-            f"NOTE: in {len(disturbed)} of {len(report.disturbance)} workloads threads waited for a processor, for up "
-            f"to {100 * max(disturbed.values()):.0f}% of the time: if other work took it, ratios are unreliable."
-        )
+    for what, reason in (
+        ("waited", "threads waited for a processor, for up to {most:.0f}% of the time: if other work took it,"),
+        ("slow", "the machine itself was slow in up to {most:.0f}% of the rounds:"),
+    ):
+        shares = [d[what] for d in report.disturbance.values() if (d[what] or 0) > DISTURBED]
+        if shares:
+            begin = f"NOTE: in {len(shares)} of {len(report.disturbance)} workloads "
+            lines.append(begin + reason.format(most=100 * max(shares)) + " ratios are unreliable.")
     for entry in report.unavailable:
         lines.append(f"not measured: {entry['workload']}, {entry['method']}: {entry['reason']}")
     lines += [f"FAILED: {text}" for text in report.failures]

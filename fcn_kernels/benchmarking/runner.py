@@ -64,7 +64,7 @@ def collect(report: Report, found: Iterator[dict], regime: str, step: Callable[[
                 case "peak":
                     report.peaks[event["workload"], event["method"]] = event["bytes"]
                 case "disturbance" if regime == JUDGED:
-                    report.disturbance[event["workload"]] = event["share"]
+                    report.disturbance[event.pop("workload")] = event
                 case "disagreement":
                     report.disagreements.append(event)
                 case "unavailable":

@@ -18,6 +18,7 @@ import torch
 
 from fcn_kernels.benchmarking import measure, memory
 from fcn_kernels.benchmarking.agreement import Agreement
+from fcn_kernels.benchmarking.pace import Rounds
 from fcn_kernels.benchmarking.workload import Method, Workload, call_of
 from fcn_kernels.benchmarking.workloads import workload
 
@@ -72,10 +73,12 @@ def _time(job: Workload, names: list[str], check: bool, seconds: float, kinds: S
     _emit("step", text=f"{job.name}: timing")
     waited, start = measure.waited(), time.perf_counter()
     engines = [key for key, (_, method) in where.items() if job.method(method).role == "engine"]
-    timings = measure.interleaved(calls, seconds, minimum=3 if seconds < 3 else 5, rested=engines)
+    rounds = Rounds()
+    timings = measure.interleaved(calls, seconds, minimum=3 if seconds < 3 else 5, rested=engines, rounds=rounds)
+    busy = None
     if waited is not None:
         busy = (measure.waited() - waited) / (time.perf_counter() - start) / torch.get_num_threads()
-        _emit("disturbance", workload=job.name, share=busy)
+    _emit("disturbance", workload=job.name, waited=busy, slow=rounds.slow_share, repeated=rounds.repeated)
     for key, timing in timings.items():
         inputs, method = where[key]
         _emit("timing", workload=job.name, inputs=inputs, method=method, **timing.as_dict())
