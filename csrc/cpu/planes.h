@@ -26,9 +26,19 @@ inline int64_t parts_of(int64_t items, int64_t count) {
   return wanted < count ? wanted : (count > 0 ? count : 1);
 }
 inline int64_t chunk_count(int64_t items, int64_t count) { return items * parts_of(items, count); }
-inline Chunk chunk_of(int64_t unit, int64_t items, int64_t count) {
-  const int64_t parts = parts_of(items, count), part = unit % parts;
+inline Chunk part_of(int64_t unit, int64_t parts, int64_t count) {
+  const int64_t part = unit % parts;
   return Chunk{unit / parts, count * part / parts, count * (part + 1) / parts};
+}
+inline Chunk chunk_of(int64_t unit, int64_t items, int64_t count) {
+  return part_of(unit, parts_of(items, count), count);
+}
+
+// Parts of `count` rows of a channels_last image: small images in fewer, for every unit plans its columns anew.
+inline int64_t pixel_parts(const Geometry& g, int64_t batch, int64_t channels, int64_t count) {
+  constexpr int64_t kOutputs = 1 << 13;
+  const int64_t parts = parts_of(batch, count), worth = g.out_height * g.out_width * channels / kOutputs;
+  return worth < 1 ? 1 : worth < parts ? worth : parts;
 }
 
 // A unit is several whole small planes, or a part of the rows of one large plane.

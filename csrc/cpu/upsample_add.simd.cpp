@@ -196,7 +196,8 @@ class UpsamplePlanes {
 
 int64_t upsample_units(const UpsampleArgs& args) {
   const Geometry& g = *args.geometry;
-  return args.pixelwise ? chunk_count(args.x.batch, g.band_count) : plane_units(args.x, g, g.band_count);
+  return args.pixelwise ? args.x.batch * pixel_parts(g, args.x.batch, args.x.channels, g.band_count)
+                        : plane_units(args.x, g, g.band_count);
 }
 
 int64_t upsample_scratch(const UpsampleArgs& args) {

@@ -144,7 +144,9 @@ void dot_row(const UpsampleBackwardArgs& args, int64_t unit) {
 
 int64_t upsample_backward_units(const UpsampleBackwardArgs& args) {
   const Geometry& g = *args.geometry;
-  return args.pixelwise ? chunk_count(args.grad.batch, g.in_height) : plane_units(args.grad, g, g.in_height);
+  const Image& grad = args.grad;
+  return args.pixelwise ? grad.batch * pixel_parts(g, grad.batch, grad.channels, g.in_height)
+                        : plane_units(grad, g, g.in_height);
 }
 
 int64_t upsample_backward_scratch(const UpsampleBackwardArgs& args) {

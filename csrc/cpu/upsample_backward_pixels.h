@@ -30,7 +30,7 @@ class UpsampleBackwardPixels {
   int64_t scratch_bytes() const { return arena_.used; }
 
   void run(int64_t unit) {
-    const Chunk chunk = chunk_of(unit, args_.grad.batch, g_.in_height);
+    const Chunk chunk = part_of(unit, pixel_parts(g_, args_.grad.batch, channels_, g_.in_height), g_.in_height);
     plan_columns();
     for (int64_t y = chunk.begin; y < chunk.end; ++y) {
       row_count_ = 0;

@@ -19,27 +19,28 @@ class UpsamplePixels {
         arena_(scratch),
         scale_((T)args.skip_scale),
         rows_(args.x, g_, arena_) {
-    const int64_t line = kLine + kPiecePixels * channels_ + L;
-    line_ = arena_.take<T>(line);
-    converted_ = sizeof(T) == sizeof(In) ? (In*)line_ : arena_.take<In>(line);
+    line_ = arena_.take<T>(kLine + kPiecePixels * channels_ + L);
   }
 
   int64_t scratch_bytes() const { return arena_.used; }
 
   void run(int64_t unit) {
-    const Chunk chunk = chunk_of(unit, args_.x.batch, g_.band_count);
+    const Chunk chunk = part_of(unit, pixel_parts(g_, args_.x.batch, channels_, g_.band_count), g_.band_count);
     const Image &output = args_.output, &skip = args_.skip;
     const int64_t n = chunk.item;
     rows_.start(n);
-    streams_ = rows_.in_order && leaves_cache(output, sizeof(In), output.width * channels_) &&
-               (!skip.data || (skip.stride_c == 1 && skip.stride_w == channels_));
+    const bool leaves = leaves_cache(output, sizeof(In), output.width * channels_);
+    const bool dense = !skip.data || (skip.stride_c == 1 && skip.stride_w == channels_);
+    const bool in_lines = rows_.in_order && (args_.sigmoid || (leaves && dense));
+    // Where a function or a conversion takes the time, stores that wait for memory would add to it.
+    streams_ = leaves && sizeof(T) == sizeof(In) && !args_.sigmoid;
     for (int64_t b = chunk.begin; b < chunk.end; ++b) {
       const Band& band = g_.bands[b];
       rows_.move_to(band);
       for (int64_t row = band.begin; row < band.end; ++row) {
         In* out = (In*)output.data + n * output.stride_n + row * output.stride_h;
         const In* add = (const In*)skip.data + n * skip.stride_n + row * skip.stride_h;
-        if (streams_ || (args_.sigmoid && rows_.in_order)) {
+        if (in_lines) {
           write_lines(row, out, add);
         } else if (skip.data) {
           write_row<true>(row, out, add);
@@ -108,7 +109,8 @@ class UpsamplePixels {
     }
   }
 
-  // What is left to do at the end, or leaves the cache, goes through lines that stay in it.
+  // What is left to do at the end, or leaves the cache, goes through lines that stay in it: memory is then read and
+  // written in order.
   FCN_NOINLINE void write_lines(int64_t row, In* out, const In* skip) const {
     T* to = line_;
     const auto finish_line = [&] {
@@ -127,7 +129,7 @@ class UpsamplePixels {
   }
 
   FCN_NOINLINE void finish(int64_t count, In* out, const In* skip) const {
-    In* to = streams_ ? converted_ : out;
+    In* to = streams_ ? (In*)line_ : out;
     int64_t i = 0;
     if (args_.sigmoid) {
       for (; i + L <= count; i += L) store_as(to + i, vsigmoid<T>(load(line_ + i)));
@@ -140,8 +142,9 @@ class UpsamplePixels {
         store_as(to + i, load(line_ + i) + scale * load_as(skip + i));
       }
       for (; i < count; ++i) from_arithmetic(line_[i] + scale_ * (T)to_arithmetic(skip[i]), to + i);
-    } else if (sizeof(T) != sizeof(In)) {
-      for (; i < count; i += L) store_as(to + i, load(line_ + i));
+    } else if (!streams_) {
+      for (; i + L <= count; i += L) store_as(to + i, load(line_ + i));
+      for (; i < count; ++i) from_arithmetic(line_[i], to + i);
     }
     if (streams_) stream_copy(out, to, count * (int64_t)sizeof(In));
   }
@@ -154,7 +157,6 @@ class UpsamplePixels {
   PixelRows<T, In> rows_;
   bool streams_;
   T* line_;
-  In* converted_;
 };
 
 }  // namespace FCN_ISA

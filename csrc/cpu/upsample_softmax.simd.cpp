@@ -153,11 +153,12 @@ class SoftmaxTiles {
 };
 
 // An exponential per logit instead of two per segment and class costs less than moving the classes, but where there are
-// few; those that fill no vector cost most.
+// few: those that fill no vector cost most. Below a factor of 2 it is not even one more.
 template <typename T>
 bool pixel_by_pixel(const SoftmaxArgs& args) {
-  const bool short_segments = args.geometry->columns.steps <= 2;
-  return args.pixelwise && args.x.channels >= (short_segments ? 16 : kLanes<T> >= 8 ? 32 : INT64_MAX);
+  const Segments& s = args.geometry->columns;
+  const int64_t least = s.step > 0.5 ? 16 : s.steps <= 2 || kLanes<T> >= 8 ? 32 : INT64_MAX;
+  return args.pixelwise && args.x.channels >= least;
 }
 
 }  // namespace

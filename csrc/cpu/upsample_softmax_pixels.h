@@ -32,7 +32,7 @@ class SoftmaxPixels {
     const Unit& unit = g_.units[unit_index % g_.unit_count];
     const Image& out = args_.output;
     rows_.start(n);
-    streams_ = rows_.in_order && leaves_cache(out, sizeof(Out), out.width * classes_);
+    streams_ = rows_.in_order && sizeof(T) == sizeof(Out) && leaves_cache(out, sizeof(Out), out.width * classes_);
     for (int64_t b = unit.begin; b < unit.end; ++b) {
       const Band& band = g_.bands[b];
       rows_.move_to(band);
