@@ -64,15 +64,19 @@ def test_values(values: str, factor: float) -> None:
     compare(x, channels_last(ADVERSARIAL[values](skip_of(x, sampling))), sampling)
 
 
-# More than 8 MiB in each dtype, which are written past the cache.
-@pytest.mark.parametrize(("channels", "size"), [(45, (251, 199)), (64, (192, 176)), (2, (1100, 1001))], ids=str)
+# More than 8 MiB are written past the cache, in float32; more than 2 MiB with a skip, or to be converted, in order.
+@pytest.mark.parametrize(
+    ("mebibytes", "channels", "size"),
+    [(8, 45, (251, 199)), (8, 64, (192, 176)), (8, 2, (1100, 1001)), (2, 45, (131, 111)), (2, 3, (600, 400))],
+    ids=str,
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_outputs_that_leave_the_cache(dtype: torch.dtype, channels: int, size: tuple[int, int]) -> None:
+def test_large_outputs(dtype: torch.dtype, mebibytes: int, channels: int, size: tuple[int, int]) -> None:
     if dtype == torch.bfloat16:
         size = (2 * size[0], size[1])
     sampling = Sampling.interpolate((17, 31), size)
     x = channels_last(torch.randn(1, channels, *sampling.input_size).to(dtype))
-    assert channels * size[0] * size[1] * x.element_size() > 8 << 20
+    assert channels * size[0] * size[1] * x.element_size() > mebibytes << 20
     compare(x, skip_of(x, sampling), sampling)
 
 

@@ -117,6 +117,26 @@ class PixelRows {
     }
   }
 
+  // Calls f(plan) for the same.
+  template <typename F>
+  FCN_INLINE void for_plans(const F& f) const {
+    for (int64_t i = 0; i < count_; ++i) f(pieces_[i]);
+  }
+
+  // The blend of the two rows at an output row: a pixel for every input column, one of zeros, and a vector's room.
+  FCN_NOINLINE void blend(int64_t row, T* FCN_RESTRICT to) const {
+    const T fy = (T)g_.row_fraction[row], g = T(1) - fy;
+    const int64_t count = x_.width * x_.channels;
+    const bool above = top_->y >= 0, below = bottom_->y >= 0 && fy != T(0);  // zero times infinity is NaN
+    const T *a = top_->pixels, *b = bottom_->pixels;
+    if (above && below) {
+      for (int64_t i = 0; i < count; ++i) to[i] = g * a[i] + fy * b[i];
+    } else {
+      for (int64_t i = 0; i < count; ++i) to[i] = above ? g * a[i] : below ? fy * b[i] : T(0);
+    }
+    memset(to + count, 0, (x_.channels + L) * sizeof(T));
+  }
+
   bool in_order;  // outputs come from left to right
 
  private:
@@ -161,7 +181,7 @@ class PixelRows {
     if constexpr (sizeof(T) == sizeof(In)) {
       row.pixels = (const T*)from;
     } else {
-      for (int64_t i = 0; i < last; ++i) row.values[i] = to_arithmetic(from[i]);
+      for (int64_t i = 0; i < x_.width * x_.channels; ++i) row.values[i] = to_arithmetic(from[i]);
       row.pixels = row.values;
     }
     for (int64_t i = 0; i < copied_ * x_.channels; ++i) row.last[i] = to_arithmetic(from[last + i]);

@@ -1,4 +1,7 @@
-// Upsampling of channels_last images, with a skip added, or a sigmoid taken, on request.
+// Upsampling of channels_last images, with a skip added, or a sigmoid taken, on request. Three roads:
+//   pieces     the outputs between two input columns at once, straight to where they belong: several streams of memory
+//   in order   pixel by pixel, from a blend of the rows: large results that are converted, or add a skip
+//   lines      pieces in scratch, which then move in order: a sigmoid, and what leaves the cache and is written past it
 #pragma once
 
 #include "pixel_rows.h"
@@ -20,6 +23,7 @@ class UpsamplePixels {
         scale_((T)args.skip_scale),
         rows_(args.x, g_, arena_) {
     line_ = arena_.take<T>(kLine + kPiecePixels * channels_ + L);
+    blend_ = arena_.take<T>((g_.in_width + 1) * channels_ + L);
   }
 
   int64_t scratch_bytes() const { return arena_.used; }
@@ -29,33 +33,35 @@ class UpsamplePixels {
     const Image &output = args_.output, &skip = args_.skip;
     const int64_t n = chunk.item;
     rows_.start(n);
-    const bool leaves = leaves_cache(output, sizeof(In), output.width * channels_);
+    const int64_t row_size = output.width * channels_, bytes = output.height * row_size * (int64_t)sizeof(In);
     const bool dense = !skip.data || (skip.stride_c == 1 && skip.stride_w == channels_);
-    const bool in_lines = rows_.in_order && (args_.sigmoid || (leaves && dense));
+    const bool plain = sizeof(T) == sizeof(In);
     // Where a function or a conversion takes the time, stores that wait for memory would add to it.
-    streams_ = leaves && sizeof(T) == sizeof(In) && !args_.sigmoid;
+    streams_ = rows_.in_order && plain && dense && !args_.sigmoid && leaves_cache(output, sizeof(In), row_size);
+    const bool lines = streams_ || (args_.sigmoid && rows_.in_order);
+    const bool ordered = bytes > kSecondCache && dense && !args_.sigmoid && (!plain || skip.data);
     for (int64_t b = chunk.begin; b < chunk.end; ++b) {
       const Band& band = g_.bands[b];
       rows_.move_to(band);
       for (int64_t row = band.begin; row < band.end; ++row) {
         In* out = (In*)output.data + n * output.stride_n + row * output.stride_h;
         const In* add = (const In*)skip.data + n * skip.stride_n + row * skip.stride_h;
-        if (in_lines) {
+        if (lines) {
           write_lines(row, out, add);
         } else if (skip.data) {
-          write_row<true>(row, out, add);
+          ordered ? write_in_order<true>(row, out, add) : write_pieces<true>(row, out, add);
         } else {
-          write_row<false>(row, out, nullptr);
+          ordered ? write_in_order<false>(row, out, nullptr) : write_pieces<false>(row, out, nullptr);
         }
       }
     }
   }
 
  private:
-  static constexpr int64_t kLine = 8192 / sizeof(T);
+  static constexpr int64_t kLine = 8192 / sizeof(T), kSecondCache = 2 << 20;
 
   template <bool Add>
-  FCN_NOINLINE void write_row(int64_t row, In* row_out, const In* row_skip) const {
+  FCN_NOINLINE void write_pieces(int64_t row, In* row_out, const In* row_skip) const {
     const int64_t stride = args_.skip.stride_w;
     rows_.for_pieces(row, [&](int64_t o, const auto& piece) FCN_LAMBDA {
       // The last vector of a pixel reaches over those to its right, which are written later.
@@ -109,8 +115,37 @@ class UpsamplePixels {
     }
   }
 
-  // What is left to do at the end, or leaves the cache, goes through lines that stay in it: memory is then read and
-  // written in order.
+  template <bool Add>
+  FCN_NOINLINE void write_in_order(int64_t row, In* row_out, const In* row_skip) const {
+    const int64_t stride = args_.skip.stride_w, whole = channels_ & -L, rest = channels_ - whole;
+    const V scale = broadcast(scale_);
+    rows_.blend(row, blend_);
+    rows_.for_plans([&](const PiecePlan<T>& plan) FCN_LAMBDA {
+      const T *left = blend_ + plan.left * channels_, *right = blend_ + plan.right * channels_;
+      for (int k = 0; k < plan.count; ++k) {
+        const int64_t o = plan.first + k, following = g_.out_width - 1 - o;
+        const V f0 = broadcast(T(1) - plan.fraction[k]), f1 = broadcast(plan.fraction[k]);
+        const auto at = [&](int64_t c, const In* more) FCN_LAMBDA {
+          V v = f0 * load(left + c) + f1 * load(right + c);
+          if constexpr (Add) v += scale * load_as(more);
+          return v;
+        };
+        In* out = row_out + o * channels_;
+        const In* skip = Add ? row_skip + o * stride : nullptr;
+        for (int64_t c = 0; c < whole; c += L) store_as(out + c, at(c, Add ? skip + c : nullptr));
+        if (rest == 0) continue;
+        if (rows_.in_order && L - rest <= following * channels_) {  // over pixels that are written later
+          store_as(out + whole, at(whole, Add ? skip + whole : nullptr));
+        } else {
+          In few[L] = {}, last[L];
+          if constexpr (Add) memcpy(few, skip + whole, rest * sizeof(In));
+          store_as(last, at(whole, few));
+          memcpy(out + whole, last, rest * sizeof(In));
+        }
+      }
+    });
+  }
+
   FCN_NOINLINE void write_lines(int64_t row, In* out, const In* skip) const {
     T* to = line_;
     const auto finish_line = [&] {
@@ -156,7 +191,7 @@ class UpsamplePixels {
   const T scale_;
   PixelRows<T, In> rows_;
   bool streams_;
-  T* line_;
+  T *line_, *blend_;
 };
 
 }  // namespace FCN_ISA
