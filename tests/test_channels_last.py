@@ -67,7 +67,10 @@ def test_values(values: str, factor: float) -> None:
 # More than 8 MiB are written past the cache, in float32; more than 2 MiB with a skip, or to be converted, in order.
 @pytest.mark.parametrize(
     ("mebibytes", "channels", "size"),
-    [(8, 45, (251, 199)), (8, 64, (192, 176)), (8, 2, (1100, 1001)), (2, 45, (131, 111)), (2, 3, (600, 400))],
+    [
+        *((8, 45, (251, 199)), (8, 64, (192, 176)), (8, 2, (4500, 240)), (2, 45, (131, 111)), (2, 3, (800, 240))),
+        (8, 2, (1100, 1001)),  # more than 8 outputs between two columns, which are not written from left to right
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -142,7 +142,7 @@ class PixelRows {
  private:
   struct Row {
     int64_t y = -1;  // -1: counts zero
-    const T* pixels;
+    const T* pixels = nullptr;
     T *last, *values;
   };
 

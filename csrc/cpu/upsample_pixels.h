@@ -1,6 +1,7 @@
 // Upsampling of channels_last images, with a skip added, or a sigmoid taken, on request. Three roads:
 //   pieces     the outputs between two input columns at once, straight to where they belong: several streams of memory
-//   in order   pixel by pixel, from a blend of the rows: large results that are converted, or add a skip
+//   in order   pixel by pixel, segment by segment, from a blend of the rows: large results that are converted, or add a
+//              skip
 //   lines      pieces in scratch, which then move in order: a sigmoid, and what leaves the cache and is written past it
 #pragma once
 
@@ -177,9 +178,6 @@ class UpsamplePixels {
         store_as(to + i, load(line_ + i) + scale * load_as(skip + i));
       }
       for (; i < count; ++i) from_arithmetic(line_[i] + scale_ * (T)to_arithmetic(skip[i]), to + i);
-    } else if (!streams_) {
-      for (; i + L <= count; i += L) store_as(to + i, load(line_ + i));
-      for (; i < count; ++i) from_arithmetic(line_[i], to + i);
     }
     if (streams_) stream_copy(out, to, count * (int64_t)sizeof(In));
   }

@@ -1,5 +1,6 @@
 // Softmax and log-softmax of upsampled logits: the chains of chain.h, then one multiplication per step and class
 // (softmax), or the logit's own linear form minus log S_k (log-softmax). The output is written once, never read.
+// Channels_last images of many classes go pixel by pixel (upsample_softmax_pixels.h).
 #include "chain.h"
 #include "steps.h"
 #include "upsample_softmax_pixels.h"

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 import fcn_kernels
-from fcn_kernels.benchmarking.pace import SLOW, Pace, Rounds
+from fcn_kernels.benchmarking.pace import Pace, Rounds
 
 # Three ways for malloc to treat large blocks. They must be in the environment before a process starts.
 REGIMES: dict[str, dict[str, str]] = {
@@ -166,7 +166,7 @@ def interleaved(
                 is_rested = False
                 _let_others_stop(pace.now)
             after = pace.now()
-            slow = max(before, after) > SLOW
+            slow = pace.is_slow(before, after)
             before = after
             if slow and patience > 0:
                 patience -= time.perf_counter() - began

@@ -16,11 +16,11 @@ SLOW = 1.2  # times the fastest so far
 def _exponentials() -> Callable[[], object]:
     """So many that one thread computes them, in the first cache: a few times 0.1 ms. The time of anything parallel
     would depend on whether other threads sleep or spin."""
-    x = torch.linspace(-3, 3, 1 << 14)
+    x = torch.linspace(-3, 3, 1 << 12)
     out = torch.empty_like(x)
 
     def call() -> None:
-        for _ in range(20):
+        for _ in range(80):
             torch.exp(x, out=out)
 
     return call
@@ -47,7 +47,7 @@ class Pace:
         self._fastest = math.inf
 
     def now(self) -> float:
-        """The time of the call over the fastest that was ever seen."""
+        """Seconds of the call."""
         if self._call is None:
             self._call = _exponentials()
         fastest = math.inf
@@ -56,4 +56,8 @@ class Pace:
             self._call()
             fastest = min(fastest, time.perf_counter() - start)
         self._fastest = min(self._fastest, fastest)
-        return fastest / self._fastest
+        return fastest
+
+    def is_slow(self, *looks: float) -> bool:
+        """Whether one of these times is far above the fastest that was ever seen, until now."""
+        return max(looks) > SLOW * self._fastest
