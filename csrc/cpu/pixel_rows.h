@@ -59,8 +59,8 @@ class Piece {
 
  private:
   const T *top_left_, *top_right_, *bottom_left_, *bottom_right_;
-  V top_, bottom_, left_[K], right_[K];  // of a single output the weights of its taps: as the members stand, but of
-};  // the top right and the bottom right one in left_ and right_
+  V top_, bottom_, left_[K], right_[K];  // of a single output the weights of its four taps, as at() takes them
+};
 
 // The two input rows that a band reads, converted where their dtype is not T, and the pieces of an output row. Of the
 // last pixels there is a copy with room behind it, so that a whole vector can be read at any channel.
