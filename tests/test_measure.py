@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+import torch
 
 from fcn_kernels.benchmarking import measure, memory, pace
 
@@ -99,6 +100,15 @@ def test_pace_is_judged_by_the_fastest_that_was_seen():
     assert not looks.is_slow(begun)  # nothing is known yet
     assert looks.is_slow(begun, looks.now())
     assert not looks.is_slow(looks.now())
+
+
+def test_pace_may_be_looked_at_in_inference_mode_and_outside():
+    looks = pace.Pace()
+    with torch.inference_mode():
+        assert looks.now() > 0
+    assert looks.now() > 0
+    with torch.inference_mode():
+        assert looks.now() > 0
 
 
 @pytest.mark.skipif(not memory.can_measure(), reason="no /proc/self/clear_refs")
